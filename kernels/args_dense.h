@@ -1,0 +1,168 @@
+/* Argument structs of the dense kernels; see list.h. All pointers are device pointers, all matrices row-major,
+ * all sizes in elements. float32 unless a dtype field says otherwise. Outputs are written unless `accumulate`. */
+#ifndef SL_ARGS_DENSE_H
+#define SL_ARGS_DENSE_H
+
+#define SL_MAX_RANK 6
+
+typedef enum { SL_ACT_NONE, SL_ACT_RELU, SL_ACT_GELU_ERF, SL_ACT_GELU_TANH, SL_ACT_TANH } sl_activation;
+
+/* C[b] (+)= act(op(A[b]) op(B[b]) + bias). op(A) is [m, k], op(B) [k, n], C [m, n]; strides 0 share a matrix. */
+typedef struct {
+  int64_t m, n, k, batch;
+  bool transpose_a, transpose_b;
+  const void *a, *b;             /* dtype_ab */
+  void *c;                       /* dtype_c: f32, or bf16 where a and b are bf16 */
+  int64_t lda, ldb, ldc;         /* leading dimensions as stored */
+  int64_t stride_a, stride_b, stride_c; /* between the matrices of a batch */
+  sl_dtype dtype_ab, dtype_c;    /* f32 or bf16; sums are float32 */
+  const float *bias;             /* [n] or NULL */
+  sl_activation activation;
+  float *pre_activation;         /* [batch, m, n] or NULL: where to keep op(A) op(B) + bias for the backward */
+  bool accumulate;
+} sl_gemm_args;
+
+typedef struct { const void *x; sl_dtype dtype_x; void *y; sl_dtype dtype_y; int64_t n; } sl_cast_args;
+
+/* A view of rank <= 6; strides in elements. */
+typedef struct {
+  int rank;
+  int64_t shape[SL_MAX_RANK], strides[SL_MAX_RANK];
+  const void *x;                 /* strided, first element */
+  void *y;                       /* contiguous */
+  size_t element_size;
+} sl_gather_strided_args;
+
+typedef struct {
+  int rank;
+  int64_t shape[SL_MAX_RANK], strides[SL_MAX_RANK];
+  const void *x;                 /* contiguous */
+  void *y;                       /* strided, first element */
+  sl_dtype dtype;
+  bool accumulate;               /* f32 only; overlapping strides (0) sum in index order */
+} sl_scatter_strided_args;
+
+/* X(name, f(x; p), f'(x; p) given y = f(x)) */
+#define SL_UNARY_LIST(X)                                                              \
+  X(NEG,       "neg",       -x,                       -1.0f)                          \
+  X(EXP,       "exp",       expf(x),                  y)                              \
+  X(LOG,       "log",       logf(x),                  1.0f / x)                       \
+  X(SQRT,      "sqrt",      sqrtf(x),                 0.5f / y)                       \
+  X(ABS,       "abs",       fabsf(x),                 (x > 0) - (x < 0))              \
+  X(SIGN,      "sign",      (float)((x > 0) - (x < 0)), 0.0f)                         \
+  X(SQUARE,    "square",    x * x,                    2.0f * x)                       \
+  X(RELU,      "relu",      x > 0 ? x : 0,            x > 0 ? 1.0f : 0.0f)            \
+  X(GELU,      "gelu",      0.5f * x * (1 + erff(x * 0.70710678f)),                   \
+    0.5f * (1 + erff(x * 0.70710678f)) + x * 0.39894228f * expf(-0.5f * x * x))       \
+  X(TANH,      "tanh",      tanhf(x),                 1 - y * y)                      \
+  X(SIGMOID,   "sigmoid",   1 / (1 + expf(-x)),       y * (1 - y))                    \
+  X(ADD_SCALAR,"add_scalar", x + p,                   1.0f)                           \
+  X(MUL_SCALAR,"mul_scalar", x * p,                   p)                              \
+  X(POW_SCALAR,"pow_scalar", powf(x, p),              p * powf(x, p - 1))             \
+  X(CLAMP_MIN, "clamp_min", x > p ? x : p,            x > p ? 1.0f : 0.0f)            \
+  X(CLAMP_MAX, "clamp_max", x < p ? x : p,            x < p ? 1.0f : 0.0f)            \
+  X(GT_SCALAR, "gt_scalar", x > p ? 1.0f : 0.0f,      0.0f)
+
+typedef enum {
+#define X(id, name, f, df) SL_UNARY_##id,
+  SL_UNARY_LIST(X)
+#undef X
+  SL_UNARY_COUNT
+} sl_unary_op;
+
+typedef struct { sl_unary_op op; float p; const float *x; float *y; int64_t n; } sl_unary_args;
+typedef struct {
+  sl_unary_op op; float p;
+  const float *x, *y, *dy;       /* y = f(x) as computed forward */
+  float *dx; int64_t n; bool accumulate;
+} sl_unary_backward_args;
+
+typedef enum { SL_BINARY_ADD, SL_BINARY_SUB, SL_BINARY_MUL, SL_BINARY_DIV, SL_BINARY_MAX, SL_BINARY_MIN,
+               SL_BINARY_EQ, SL_BINARY_GT, SL_BINARY_COUNT } sl_binary_op;
+typedef struct {
+  sl_binary_op op;
+  int rank;
+  int64_t shape[SL_MAX_RANK];    /* of y, contiguous */
+  int64_t strides_a[SL_MAX_RANK], strides_b[SL_MAX_RANK]; /* 0 where broadcast */
+  const float *a, *b;
+  float *y;
+} sl_binary_args;
+
+/* x [outer, n, inner] -> y [outer, inner]; sums are taken in float64 and rounded once. */
+typedef enum { SL_REDUCE_SUM, SL_REDUCE_MEAN, SL_REDUCE_MAX, SL_REDUCE_MIN } sl_reduce_op;
+typedef struct {
+  sl_reduce_op op;
+  int64_t outer, n, inner;
+  const float *x; float *y;
+  int32_t *index;                /* position of the max/min (lowest on ties) or NULL */
+} sl_reduce_args;
+
+typedef struct { const float *x; float *y; int64_t rows, n; bool log; } sl_softmax_args;
+typedef struct { const float *y, *dy; float *dx; int64_t rows, n; bool log, accumulate; } sl_softmax_backward_args;
+
+/* s = x + residual; y = (s - mean) / sqrt(var + eps) * weight + bias, population variance. */
+typedef struct {
+  const float *x, *residual;     /* [rows, n]; residual may be NULL */
+  const float *weight, *bias;    /* [n] */
+  float *y, *sum;                /* [rows, n]; sum = s or NULL */
+  float *mean, *rstd;            /* [rows] or NULL */
+  int64_t rows, n; float eps;
+} sl_layernorm_args;
+typedef struct {
+  const float *s, *weight, *mean, *rstd, *dy;
+  float *ds;                     /* [rows, n] */
+  float *dweight, *dbias;        /* [n] or NULL */
+  int64_t rows, n; bool accumulate;
+} sl_layernorm_backward_args;
+
+/* q, k, v, out: [batch, tokens, heads * head_dim] with row stride `ld_*`; mask [batch, tokens], 0 = padding key.
+ * out = softmax(q k' * scale) v per head. A query row whose keys are all masked yields zeros. */
+typedef struct {
+  const float *q, *k, *v; float *out;
+  int64_t ld_q, ld_k, ld_v, ld_out;
+  const uint8_t *mask;           /* or NULL */
+  int64_t batch, tokens, heads, head_dim;
+  float scale; bool causal;
+  float *lse;                    /* [batch, heads, tokens] log-sum-exp for the backward, or NULL */
+  float *pattern;                /* [batch, heads, tokens, tokens] softmax weights, or NULL */
+  float *workspace; int64_t workspace_size; /* floats; slk_attention_workspace */
+} sl_attention_args;
+typedef struct {
+  sl_attention_args forward;     /* as in the forward; out and lse filled */
+  const float *dout;             /* [batch, tokens, heads * head_dim], row stride ld_out */
+  float *dq, *dk, *dv;           /* row strides ld_q, ld_k, ld_v */
+  bool accumulate;
+} sl_attention_backward_args;
+
+typedef struct { const void *table; sl_dtype dtype; const int32_t *ids; float *y; int64_t rows, n; bool accumulate; } sl_embedding_args;
+typedef struct { const float *dy; const int32_t *ids; float *dtable; int64_t rows, n, table_rows; } sl_embedding_backward_args;
+
+/* loss[r] = lse[r] - logits[r, target[r]]; rows with target < 0 are ignored (loss 0). */
+typedef struct { const float *logits; const int32_t *targets; float *loss, *lse; int64_t rows, n; } sl_cross_entropy_args;
+typedef struct {
+  const float *logits, *lse; const int32_t *targets;
+  const float *dloss;            /* [rows] */
+  float *dlogits; int64_t rows, n; bool accumulate;
+} sl_cross_entropy_backward_args;
+
+/* Ranked by x, or by |x|; values keep their sign; order: rank, ties by lowest index. */
+typedef struct { const float *x; int64_t rows, n, k; bool absolute; float *values; int32_t *indices; } sl_topk_rows_args;
+
+/* Counter-based: element i of (seed, stream, step) is the same on every device. */
+typedef enum { SL_RANDOM_UNIFORM, SL_RANDOM_NORMAL, SL_RANDOM_INT } sl_random_kind;
+typedef struct {
+  sl_random_kind kind; uint64_t seed; uint32_t stream; uint64_t step;
+  float low, high;               /* uniform: [low, high); normal: mean, standard deviation */
+  int32_t bound;                 /* int: [0, bound), y is int32 */
+  void *y; int64_t n;
+} sl_random_args;
+
+/* m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w); g scaled first. */
+typedef struct {
+  float *w, *m, *v; const float *g; int64_t n;
+  float lr, beta1, beta2, eps, weight_decay, grad_scale; int64_t step; /* step counts from 1 */
+} sl_adam_dense_args;
+
+typedef struct { const float *x; int64_t n; double *result; /* host */ } sl_sum_squares_args;
+
+#endif

@@ -1,0 +1,12 @@
+/* luaopen_saelua_core: the C half of the library, one table. lua/saelua/init.lua makes it pleasant. */
+#include "bind.h"
+
+int luaopen_saelua_core(lua_State *L) {
+  lua_newtable(L);
+  sl_lua_open_tensor(L);
+  sl_lua_open_create(L);
+  sl_lua_open_ops(L);
+  sl_lua_open_tape(L);
+  sl_lua_open_device(L);
+  return 1;
+}

@@ -1,0 +1,64 @@
+/* Permutations and kept positions; see rows.h. */
+#include "rows.h"
+
+#include "core/base/mem.h"
+
+sl_status sl_random_permutation(int64_t n, uint64_t seed, uint32_t stream, uint64_t step, sl_tensor **out) {
+  if (n < 0 || n > INT32_MAX) return sl_fail(SL_EINVAL, "permutation: %lld rows, at most 2147483647", (long long)n);
+  sl_device *cpu = sl_cpu_device();
+  sl_tensor *draws;
+  SL_TRY(sl_tensor_create(cpu, SL_F32, 1, &n, &draws));
+  sl_status status = sl_tensor_create(cpu, SL_I32, 1, &n, out);
+  /* 24 random bits for each of two draws give 48: the modulo bias is below 2^-17 for any n. */
+  uint32_t *high = sl_tensor_data(draws);
+  int32_t *order = status == SL_OK ? sl_tensor_data(*out) : NULL;
+  for (int half = 0; half < 2 && status == SL_OK; half++) {
+    sl_random_args args = { .kind = SL_RANDOM_INT, .seed = seed, .stream = stream, .step = 2 * step + (uint64_t)half,
+                            .bound = 1 << 24, .y = half ? (void *)order : (void *)high, .n = n };
+    status = cpu->kernels->random(cpu, &args);
+  }
+  if (status == SL_OK) {
+    /* `order` holds the low bits; turn it into targets, then into the permutation (inside-out shuffle). */
+    for (int64_t i = 0; i < n; i++) {
+      uint64_t draw = (uint64_t)high[i] << 24 | (uint32_t)order[i];
+      int64_t j = (int64_t)(draw % (uint64_t)(i + 1));
+      order[i] = order[j];
+      order[j] = (int32_t)i;
+    }
+  } else if (order) {
+    sl_tensor_release(*out);
+    *out = NULL;
+  }
+  sl_tensor_release(draws);
+  return status;
+}
+
+static bool is_excluded(int32_t id, const int32_t *excluded, int64_t n) {
+  for (int64_t i = 0; i < n; i++)
+    if (id == excluded[i]) return true;
+  return false;
+}
+
+sl_status sl_kept_positions(const sl_tensor *ids, const sl_tensor *mask, const int32_t *excluded, int64_t n_excluded,
+                            sl_tensor **out) {
+  char a[SL_SHAPE_TEXT], b[SL_SHAPE_TEXT];
+  SL_TRY(sl_tensor_expect(ids, "kept positions", "ids", SL_I32, -1));
+  if (mask) SL_TRY(sl_tensor_expect(mask, "kept positions", "mask", SL_U8, -1));
+  if (mask && !sl_tensor_same_shape(ids, mask))
+    return sl_fail(SL_ESHAPE, "kept positions: ids %s, mask %s", sl_tensor_shape_text(ids, a),
+                   sl_tensor_shape_text(mask, b));
+  if (!sl_tensor_device(ids)->host_memory || !sl_tensor_is_contiguous(ids) ||
+      (mask && (!sl_tensor_device(mask)->host_memory || !sl_tensor_is_contiguous(mask))))
+    return sl_fail(SL_EDEVICE, "kept positions: ids and mask must be contiguous on the CPU");
+  int64_t n = sl_tensor_count(ids), count = 0;
+  int32_t *kept;
+  SL_TRY(sl_mem_alloc((size_t)n * sizeof *kept, "kept positions", (void **)&kept));
+  const int32_t *id = sl_tensor_data(ids);
+  const uint8_t *on = mask ? sl_tensor_data(mask) : NULL;
+  for (int64_t i = 0; i < n; i++)
+    if ((!on || on[i]) && !is_excluded(id[i], excluded, n_excluded)) kept[count++] = (int32_t)i;
+  sl_status status = sl_tensor_create(sl_cpu_device(), SL_I32, 1, &count, out);
+  if (status == SL_OK) status = sl_tensor_write(*out, kept, (size_t)count * sizeof *kept);
+  sl_mem_free(kept);
+  return status;
+}

@@ -1,6 +1,8 @@
 /* Permutations and kept positions; see rows.h. */
 #include "rows.h"
 
+#include <string.h>
+
 #include "core/base/mem.h"
 
 sl_status sl_random_permutation(int64_t n, uint64_t seed, uint32_t stream, uint64_t step, sl_tensor **out) {
@@ -61,4 +63,28 @@ sl_status sl_kept_positions(const sl_tensor *ids, const sl_tensor *mask, const i
   if (status == SL_OK) status = sl_tensor_write(*out, kept, (size_t)count * sizeof *kept);
   sl_mem_free(kept);
   return status;
+}
+
+static sl_status check_row_numbers(const int32_t *row, int64_t count, int64_t n) {
+  for (int64_t i = 0; i < count; i++)
+    if (row[i] < 0 || row[i] >= n)
+      return sl_fail(SL_EINVAL, "pick rows: row %d of a matrix of %lld rows", row[i], (long long)n);
+  return SL_OK;
+}
+
+sl_status sl_pick_rows(const sl_tensor *matrix, const sl_tensor *rows, sl_tensor **out) {
+  SL_TRY(sl_tensor_expect(matrix, "pick rows", "the matrix", matrix->dtype, 2));
+  SL_TRY(sl_tensor_expect(rows, "pick rows", "rows", SL_I32, 1));
+  if (!sl_tensor_device(matrix)->host_memory || !sl_tensor_is_contiguous(matrix) ||
+      !sl_tensor_device(rows)->host_memory || !sl_tensor_is_contiguous(rows))
+    return sl_fail(SL_EDEVICE, "pick rows: matrix and row numbers must be contiguous on the CPU");
+  const int32_t *row = sl_tensor_data(rows);
+  int64_t count = rows->shape[0];
+  SL_TRY(check_row_numbers(row, count, matrix->shape[0]));
+  SL_TRY(sl_tensor_create(sl_cpu_device(), matrix->dtype, 2, (int64_t[]){ count, matrix->shape[1] }, out));
+  size_t bytes = (size_t)matrix->shape[1] * sl_dtype_size(matrix->dtype);
+  const char *from = sl_tensor_data(matrix);
+  char *to = sl_tensor_data(*out);
+  for (int64_t i = 0; i < count; i++) memcpy(to + (size_t)i * bytes, from + (size_t)row[i] * bytes, bytes);
+  return SL_OK;
 }

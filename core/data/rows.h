@@ -14,4 +14,7 @@ sl_status sl_random_permutation(int64_t n, uint64_t seed, uint32_t stream, uint6
 sl_status sl_kept_positions(const sl_tensor *ids, const sl_tensor *mask, const int32_t *excluded, int64_t n_excluded,
                             sl_tensor **out);
 
+/* Rows of a contiguous CPU matrix of any dtype, by i32 row numbers: [n, m], rows [k] -> [k, m]. Not recorded. */
+sl_status sl_pick_rows(const sl_tensor *matrix, const sl_tensor *rows, sl_tensor **out);
+
 #endif

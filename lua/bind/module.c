@@ -8,5 +8,6 @@ int luaopen_saelua_core(lua_State *L) {
   sl_lua_open_ops(L);
   sl_lua_open_tape(L);
   sl_lua_open_device(L);
+  sl_lua_open_data(L);
   return 1;
 }

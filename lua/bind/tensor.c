@@ -132,6 +132,21 @@ static int scope(lua_State *L) {
   return last - 3;
 }
 
+/*** Runs fn outside every scope: tensors made inside belong to nobody but their references. For objects that keep
+ * tensors between calls (buffers, optimiser states).
+ * @function saelua.core.unscoped
+ * @tparam function fn
+ * @return what fn returns */
+static int unscoped(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TFUNCTION);
+  lua_settop(L, 1);
+  bool open = scope_open;
+  scope_open = false;
+  int status = lua_pcall(L, 0, LUA_MULTRET, 0);
+  scope_open = open;
+  return status == 0 ? lua_gettop(L) : lua_error(L);
+}
+
 /* -- Shape --------------------------------------------------------------------------------------- */
 
 /*** @function shape
@@ -603,7 +618,7 @@ static const luaL_Reg methods[] = {
   { NULL, NULL },
 };
 static const luaL_Reg meta[] = { { "__gc", tensor_gc }, { "__tostring", tensor_tostring }, { NULL, NULL } };
-static const luaL_Reg functions[] = { { "scope", scope }, { NULL, NULL } };
+static const luaL_Reg functions[] = { { "scope", scope }, { "unscoped", unscoped }, { NULL, NULL } };
 
 void sl_lua_open_tensor(lua_State *L) {
   sl_lua_new_class(L, SL_LUA_TENSOR, methods, meta);

@@ -209,6 +209,7 @@ function M.histogram(options)
   local centres = {}
   for i = 1, #counts do centres[i] = (edges[i] + edges[i + 1]) / 2 end
   local x = axis(options.x_label, { type = "linear", min = edges[1], max = edges[#edges], offset = false })
+  x.grid.offset = false -- lines at the ticks, not between bars
   if options.log_x then x.ticks.callback, x.ticks.stepSize = "$tick.power", 1 end
   local config = configuration("bar", { {
     label = literal(options.unit or "values"), data = { x = centres, y = counts }, edges = edges,

@@ -12,12 +12,13 @@ return [==[
   var root = document.documentElement, drawn = [];
   function css(name) { return getComputedStyle(root).getPropertyValue(name).trim(); }
 
+  function sign(s) { return s.replace(/-/g, '\u2212'); }
   function short(v) {
     var a = Math.abs(v), units = [[1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e3, 'k']];
     if (v === 0) return '0';
     for (var i = 0; i < units.length; i++)
-      if (a >= units[i][0]) return String(+(v / units[i][0]).toPrecision(4)) + units[i][1];
-    return a < 1e-3 ? v.toExponential(1).replace('.0e', 'e').replace('-', '\u2212') : String(+v.toPrecision(4));
+      if (a >= units[i][0]) return sign(String(+(v / units[i][0]).toPrecision(4))) + units[i][1];
+    return sign(a < 1e-3 ? v.toExponential(1).replace('.0e', 'e') : String(+v.toPrecision(4)));
   }
   function precise(v) {
     var a = Math.abs(v);
@@ -124,8 +125,9 @@ return [==[
     }
     var left = Math.min(width * 0.35, widest(spec.row_labels) + 8) + (spec.y_label ? 18 : 0);
     var tilt = widest(spec.col_labels) > (width - left - 70) / spec.cols - 6;
-    var bottom = (tilt ? Math.min(height * 0.4, widest(spec.col_labels) + 8) : 18) + (spec.x_label ? 18 : 0);
-    return { left: left, top: 6, right: width - 62, bottom: height - bottom, tilt: tilt };
+    var bottom = (tilt ? Math.min(height * 0.4, widest(spec.col_labels)) + 10 : 18) + (spec.x_label ? 20 : 0);
+    return { left: left, top: 6, right: width - 62, bottom: height - bottom, tilt: tilt,
+             label: tilt ? bottom - (spec.x_label ? 30 : 10) : width };
   }
   function drawHeatmap(canvas, spec) {
     var box = canvas.parentNode, at = null;
@@ -152,7 +154,7 @@ return [==[
         if (c % everyCol) return;
         g.save(); g.translate(at.left + (c + 0.5) * w, at.bottom + 5);
         if (at.tilt) g.rotate(-Math.PI / 2); else { g.textAlign = 'center'; g.textBaseline = 'top'; }
-        g.fillText(s, 0, 0); g.restore();
+        g.fillText(s, 0, 0, at.label); g.restore();
       });
       g.textAlign = 'center'; g.textBaseline = 'bottom';
       if (spec.x_label) g.fillText(spec.x_label, (at.left + at.right) / 2, height);

@@ -82,7 +82,7 @@ background:rgb(var(--act)/calc(var(--a,0)*.92))}
 .t.hot{color:#14181d}
 .t.peak{font-weight:700;box-shadow:inset 0 -2px 0 var(--ink)}
 .t.hot.peak{box-shadow:inset 0 -2px 0 #14181d}
-.t.special{color:var(--muted);font-size:.82em}
+.t.special{font-size:.82em}.t.special:not([style]){color:var(--muted)}
 .t:hover{outline:1px solid var(--muted)}
 .ramp{display:inline-flex;align-items:center;gap:8px;font-size:.82rem;color:var(--muted)}
 .ramp i{width:130px;height:12px;border-radius:3px;border:1px solid var(--line);

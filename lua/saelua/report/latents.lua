@@ -8,7 +8,9 @@ local html = require "saelua.html"
 local M = {}
 
 local SHOWN_CONTEXTS = 6 -- the rest folds away
-local HOT = 0.5 -- from this share of the maximum on, text on the shade is dark in both themes
+-- From this share of the maximum on, text is dark in both themes: there dark and light text have equal contrast
+-- on the dark theme's shade (about 4 : 1).
+local HOT = 0.68
 
 local INVISIBLE = { ["\n"] = "↵", ["\r"] = "␍", ["\t"] = "⇥" }
 

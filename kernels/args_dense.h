@@ -18,8 +18,8 @@ typedef struct {
   sl_dtype dtype_ab, dtype_c;    /* f32 or bf16; sums are float32 */
   const float *bias;             /* [n] or NULL */
   sl_activation activation;
-  float *pre_activation;         /* [batch, m, n] or NULL: where to keep op(A) op(B) + bias for the backward */
-  bool accumulate;
+  float *pre_activation;         /* [batch, m, n] or NULL: where to keep op(A) op(B) + bias for the backward; f32 C only */
+  bool accumulate;               /* not together with an activation */
 } sl_gemm_args;
 
 typedef struct { const void *x; sl_dtype dtype_x; void *y; sl_dtype dtype_y; int64_t n; } sl_cast_args;
@@ -42,25 +42,26 @@ typedef struct {
   bool accumulate;               /* f32 only; overlapping strides (0) sum in index order */
 } sl_scatter_strided_args;
 
-/* X(name, f(x; p), f'(x; p) given y = f(x)) */
+/* X(id, name, f(x; p), f'(x; p) given y = f(x)). Each backend supplies the slk_ functions in its own arithmetic.
+ * NaN passes through; at the kink of relu, abs and the clamps the slope is 0. */
 #define SL_UNARY_LIST(X)                                                              \
   X(NEG,       "neg",       -x,                       -1.0f)                          \
-  X(EXP,       "exp",       expf(x),                  y)                              \
+  X(EXP,       "exp",       slk_exp(x),               y)                              \
   X(LOG,       "log",       logf(x),                  1.0f / x)                       \
   X(SQRT,      "sqrt",      sqrtf(x),                 0.5f / y)                       \
-  X(ABS,       "abs",       fabsf(x),                 (x > 0) - (x < 0))              \
+  X(ABS,       "abs",       fabsf(x),                 (float)((x > 0) - (x < 0)))     \
   X(SIGN,      "sign",      (float)((x > 0) - (x < 0)), 0.0f)                         \
   X(SQUARE,    "square",    x * x,                    2.0f * x)                       \
-  X(RELU,      "relu",      x > 0 ? x : 0,            x > 0 ? 1.0f : 0.0f)            \
-  X(GELU,      "gelu",      0.5f * x * (1 + erff(x * 0.70710678f)),                   \
-    0.5f * (1 + erff(x * 0.70710678f)) + x * 0.39894228f * expf(-0.5f * x * x))       \
-  X(TANH,      "tanh",      tanhf(x),                 1 - y * y)                      \
-  X(SIGMOID,   "sigmoid",   1 / (1 + expf(-x)),       y * (1 - y))                    \
+  X(RELU,      "relu",      x <= 0 ? 0.0f : x,        x > 0 ? 1.0f : 0.0f)            \
+  X(GELU,      "gelu",      slk_gelu(x),              slk_gelu_slope(x))              \
+  X(GELU_TANH, "gelu_tanh", slk_gelu_tanh(x),         slk_gelu_tanh_slope(x))         \
+  X(TANH,      "tanh",      slk_tanh(x),              1.0f - y * y)                   \
+  X(SIGMOID,   "sigmoid",   slk_sigmoid(x),           y * (1.0f - y))                 \
   X(ADD_SCALAR,"add_scalar", x + p,                   1.0f)                           \
   X(MUL_SCALAR,"mul_scalar", x * p,                   p)                              \
-  X(POW_SCALAR,"pow_scalar", powf(x, p),              p * powf(x, p - 1))             \
-  X(CLAMP_MIN, "clamp_min", x > p ? x : p,            x > p ? 1.0f : 0.0f)            \
-  X(CLAMP_MAX, "clamp_max", x < p ? x : p,            x < p ? 1.0f : 0.0f)            \
+  X(POW_SCALAR,"pow_scalar", powf(x, p),              p * powf(x, p - 1.0f))          \
+  X(CLAMP_MIN, "clamp_min", x <= p ? p : x,           x > p ? 1.0f : 0.0f)            \
+  X(CLAMP_MAX, "clamp_max", x >= p ? p : x,           x < p ? 1.0f : 0.0f)            \
   X(GT_SCALAR, "gt_scalar", x > p ? 1.0f : 0.0f,      0.0f)
 
 typedef enum {
@@ -125,14 +126,26 @@ typedef struct {
   float scale; bool causal;
   float *lse;                    /* [batch, heads, tokens] log-sum-exp for the backward, or NULL */
   float *pattern;                /* [batch, heads, tokens, tokens] softmax weights, or NULL */
-  float *workspace; int64_t workspace_size; /* floats; slk_attention_workspace */
+  float *workspace; int64_t workspace_size; /* floats; sl_attention_workspace */
 } sl_attention_args;
 typedef struct {
-  sl_attention_args forward;     /* as in the forward; out and lse filled */
+  sl_attention_args forward;     /* as in the forward; out and lse filled; workspace for the backward; pattern unused */
   const float *dout;             /* [batch, tokens, heads * head_dim], row stride ld_out */
-  float *dq, *dk, *dv;           /* row strides ld_q, ld_k, ld_v */
+  float *dq, *dk, *dv;           /* row strides ld_dq, ld_dk, ld_dv */
+  int64_t ld_dq, ld_dk, ld_dv;
   bool accumulate;
 } sl_attention_backward_args;
+
+/* Query rows that one worker handles at a time: a tile of scores [rows, tokens] that stays in its cache. */
+static inline int64_t sl_attention_block(int64_t tokens) {
+  int64_t rows = tokens > 0 ? 32768 / tokens : 128;
+  return rows < 16 ? 16 : rows > 128 ? 128 : rows;
+}
+/* Floats of workspace for `workers` threads (at least 1; more than the device has is harmless, fewer limits it). */
+static inline int64_t sl_attention_workspace(int64_t tokens, int64_t workers, bool backward) {
+  int64_t tile = sl_attention_block(tokens) * (tokens + 1);
+  return workers * (backward ? 2 * tile : tile);
+}
 
 typedef struct { const void *table; sl_dtype dtype; const int32_t *ids; float *y; int64_t rows, n; bool accumulate; } sl_embedding_args;
 typedef struct { const float *dy; const int32_t *ids; float *dtable; int64_t rows, n, table_rows; } sl_embedding_backward_args;
@@ -163,6 +176,36 @@ typedef struct {
   float lr, beta1, beta2, eps, weight_decay, grad_scale; int64_t step; /* step counts from 1 */
 } sl_adam_dense_args;
 
+/* v = momentum v + g scale + weight_decay w; w -= lr v. v may be NULL when momentum is 0. */
+typedef struct {
+  float *w, *v; const float *g; int64_t n;
+  float lr, momentum, weight_decay, grad_scale;
+} sl_sgd_dense_args;
+
 typedef struct { const float *x; int64_t n; double *result; /* host */ } sl_sum_squares_args;
+
+/* dx[outer, index[outer, j, inner], inner] += dy[outer, j, inner]; dx [outer, n, inner], dy and index [outer, k, inner]. */
+typedef struct {
+  const float *dy; const int32_t *index; float *dx;
+  int64_t outer, n, k, inner;
+} sl_scatter_axis_args;
+
+/* Each row divided by (its Euclidean norm + eps), in place. */
+typedef struct { float *x; int64_t rows, n; float eps; } sl_normalize_rows_args;
+
+/* Fixed-width sparse codes times a matrix of rows: y[t] (+)= sum_j values[t, j] W[indices[t, j]] + bias. Indices are in range. */
+typedef struct {
+  const float *values; const int32_t *indices; /* [rows, k] */
+  const float *weight, *bias;    /* [latents, n]; [n] or NULL */
+  float *y;                      /* [rows, n] */
+  int64_t rows, k, n; bool accumulate;
+} sl_sparse_rows_args;
+/* dvalues[t, j] = dy[t] . W[indices[t, j]]; dweight[indices[t, j]] += values[t, j] dy[t]. Either may be NULL. */
+typedef struct {
+  const float *values; const int32_t *indices;
+  const float *weight, *dy;
+  float *dvalues, *dweight;
+  int64_t rows, k, n;
+} sl_sparse_rows_backward_args;
 
 #endif

@@ -25,9 +25,28 @@
   X(topk_rows,          "the k largest (or largest in size) entries of each row",    true)  \
   X(random,             "Philox uniform, normal or integer fill",                    true)  \
   X(adam_dense,         "Adam(W) on a whole tensor",                                 true)  \
-  X(sum_squares,        "float64 sum of squares",                                    true)
+  X(sgd_dense,          "SGD with momentum on a whole tensor",                       true)  \
+  X(sum_squares,        "float64 sum of squares",                                    true)  \
+  X(scatter_axis,       "adds entries at positions along one axis",                  true)  \
+  X(normalize_rows,     "rows scaled to unit length",                                true)  \
+  X(sparse_rows,        "sum of matrix rows by id, weighted",                        true)  \
+  X(sparse_rows_backward, "its gradients",                                           true)
 
-#define SL_KERNELS_SAE(X)
+#define SL_KERNELS_SAE(X)                                                                    \
+  X(sae_pack,           "x - shift in the layouts of the SAE kernels",               true)  \
+  X(sae_encode_topk,    "encoder product and exact top-k per token, fused",          true)  \
+  X(sae_codes_prefix,   "the k largest entries of each code row",                    true)  \
+  X(sae_index_codes,    "codes by latent: stable counting sort",                     true)  \
+  X(sae_decode,         "codes to reconstructions",                                  true)  \
+  X(sae_decode_residual, "target minus reconstruction, with sums",                   true)  \
+  X(sae_backward,       "gradients of both dictionaries from codes and residual",    true)  \
+  X(sae_finish_gradients, "the bias behind u, and the norm of the whole gradient",   true)  \
+  X(sae_fill_gradients, "zeros in the untouched gradient rows",                      true)  \
+  X(sae_update,         "projection, clip, Adam or SGD, unit rows, in one pass",     true)  \
+  X(sae_unit_rows,      "rows of length one",                                        true)  \
+  X(sae_note_fired,     "tokens since a latent fired, and how often it did",         true)  \
+  X(sae_mask,           "latents beyond a bound, counted",                           true)  \
+  X(sae_center,         "mean or geometric median of rows, and their variance",      true)
 
 #define SL_KERNELS(X) SL_KERNELS_DENSE(X) SL_KERNELS_SAE(X)
 

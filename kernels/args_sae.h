@@ -1,5 +1,179 @@
-/* Argument structs of the SAE kernels; see list.h. */
+/* Argument structs of the SAE kernels; see list.h.
+ *
+ * Notation: n tokens (rows), d inputs, m latents; u = x - shift; p = relu(W_enc u + b_enc); a code is the
+ * selected part of p; e = target - b_dec - sum a W_dec[i]. Matrices are row-major, row i of W_enc and W_dec
+ * belongs to latent i. Pointers are device pointers unless called host; only enabled parts may be NULL.
+ *
+ * Queries: a kernel whose `need` (host) is set writes the bytes that it wants there and does nothing else.
+ * Panels and slabs are private layouts of the device: ask for their size, hand them on, look at them never. */
 #ifndef SL_ARGS_SAE_H
 #define SL_ARGS_SAE_H
+
+/* Sparse rows: row r holds entries offsets[r] .. offsets[r + 1] - 1, latents ascending, values > 0. */
+typedef struct {
+  int64_t rows, n_latents;
+  int64_t *offsets;              /* [rows + 1] */
+  int32_t *ids;                  /* [capacity] */
+  float *values;                 /* [capacity] */
+} sl_codes_view;
+
+/* The same entries by latent, tokens ascending. */
+typedef struct {
+  int64_t *offsets;              /* [n_latents + 1] */
+  int32_t *tokens;               /* [entries] */
+  float *values;                 /* [entries] */
+} sl_codes_index;
+
+/* Lays x - shift out for the encoder (panels) and for the sweeps (slabs). */
+typedef struct {
+  int64_t n, d;
+  const float *x;                /* [n, d] */
+  const float *shift;            /* [d] or NULL */
+  sl_dtype dtype;                /* of the encoder product: f32 or bf16 */
+  void *panels;                  /* or NULL */
+  float *slabs;                  /* or NULL */
+  size_t *need_panels, *need_slabs; /* host; a query when either is set */
+} sl_sae_pack_args;
+
+/* The k largest positive pre-activations of each token, ties to the lowest latent; fewer where fewer are positive.
+ * With `dead`, the k_dead largest among the latents so marked too, from the same products. */
+typedef struct {
+  int64_t n, d, m, k;
+  const void *panels;            /* of sae_pack with the same dtype */
+  const void *w;                 /* [m, d], dtype */
+  sl_dtype dtype;                /* f32, or bf16 (float32 sums) */
+  const float *bias;             /* [m] or NULL */
+  sl_codes_view codes;           /* capacity n * k */
+  int64_t *entries;              /* host: entries written */
+  const uint8_t *dead;           /* [m] or NULL */
+  int64_t k_dead;
+  sl_codes_view dead_codes;      /* capacity n * k_dead */
+  int64_t *dead_entries;         /* host */
+  int64_t *nonfinite;            /* host: tokens with a NaN or infinite pre-activation (their rows mean nothing) */
+  void *workspace; size_t workspace_bytes; size_t *need;
+} sl_sae_encode_topk_args;
+
+/* The k largest entries of each row, ties to the lowest latent. */
+typedef struct {
+  sl_codes_view codes, out;      /* out: capacity min(k rows, entries of codes) */
+  int64_t k;
+  int64_t *entries;              /* host */
+} sl_sae_codes_prefix_args;
+
+/* Stable counting sort by latent. */
+typedef struct {
+  sl_codes_view codes;
+  sl_codes_index index;
+  void *workspace; size_t workspace_bytes; size_t *need;
+} sl_sae_index_codes_args;
+
+/* y = sum a W_dec[i] + b_dec, row by row. */
+typedef struct {
+  sl_codes_view codes;
+  int64_t d;
+  const float *w_dec, *b_dec;    /* [m, d]; [d] or NULL */
+  float *y;                      /* [n, d] */
+} sl_sae_decode_args;
+
+/* residual = target - b_dec - sum a W_dec[i], in slabs, with its sums. */
+typedef struct {
+  int64_t n, m, d;
+  sl_codes_index index;
+  const float *w_dec, *b_dec;    /* [m, d]; [d] or NULL */
+  const float *target;           /* [n, d], or NULL: */
+  const float *target_slabs;     /* the target as slabs */
+  float *residual;               /* slabs */
+  double *column_sums;           /* [d]: sum over tokens of the residual */
+  double *sum_squares;           /* host: of the residual */
+  double *cosine;                /* host: sum over tokens of cos(target, target - residual); NULL = skip */
+  void *workspace; size_t workspace_bytes; size_t *need;
+} sl_sae_decode_residual_args;
+
+/* What a dictionary's gradient is made of. A row of w_enc, w_dec means something only where touched. */
+typedef struct {
+  float *w_enc, *w_dec;          /* [m, d_in], [m, d_out] */
+  float *b_enc, *b_dec;          /* [m]; [d_out]: the part of b_dec that does not go through u */
+  uint8_t *touched;              /* [m] */
+  float *dot_dec;                /* [m]: gradient of row i of W_dec . W_dec[i] */
+  float *squares_enc, *squares_dec; /* [m]: sums of squares of the gradient rows */
+} sl_sae_gradients;
+
+/* With G = scale * residual (the gradient at the reconstruction), for the entries (t, i, a):
+ * da = G_t . W_dec[i]; W_dec[i] += a G_t; W_enc[i] += da u_t; b_enc[i] += da; b_dec += scale * column_sums. */
+typedef struct {
+  int64_t n, m, d_in, d_out;
+  sl_codes_index index;
+  const float *residual;         /* slabs [n, d_out] */
+  const double *column_sums;     /* [d_out], or NULL where b_dec takes no part */
+  float scale;
+  const float *u;                /* slabs [n, d_in] */
+  const float *w_dec;            /* [m, d_out] */
+  sl_sae_gradients gradients;    /* added to */
+  float *code_gradients;         /* [entries]: da, in the order of the index */
+} sl_sae_backward_args;
+
+/* total_b_dec = b_dec - sum_i b_enc[i] W_enc[i] (the second term with through_u only), and the sum of squares of
+ * the whole gradient; with `project`, of the gradient without its components along the (unit) decoder rows. */
+typedef struct {
+  int64_t m, d_in, d_out;
+  sl_sae_gradients gradients;
+  const float *w_enc;            /* [m, d_in] */
+  bool through_u, project;       /* through_u: d_in = d_out */
+  float *total_b_dec;            /* [d_out] */
+  double *sum_squares;           /* host */
+  void *workspace; size_t workspace_bytes; size_t *need;
+} sl_sae_finish_gradients_args;
+
+/* Untouched gradient rows become zeros, so that somebody may look at the matrices. */
+typedef struct { int64_t m, d_in, d_out; sl_sae_gradients gradients; } sl_sae_fill_gradients_args;
+
+typedef enum { SL_SAE_ADAM, SL_SAE_SGD } sl_sae_rule;
+typedef struct { float *w_enc, *b_enc, *w_dec, *b_dec; } sl_sae_parameters;
+
+/* One pass per latent: scale, projection, rule, unit decoder rows (w / (|w| + 1.19e-7)), bf16 copy; takes the
+ * gradients and leaves them zero. Adam: m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; w -= lr (mhat / (sqrt(vhat) + eps));
+ * SGD: w -= lr g. Weight decay is decoupled (w -= lr weight_decay w first) and leaves the biases alone. */
+typedef struct {
+  int64_t m, d_in, d_out;
+  sl_sae_rule rule;
+  sl_sae_parameters parameters, moment1, moment2; /* moments: adam only */
+  sl_sae_gradients gradients;
+  const float *total_b_dec;      /* [d_out] */
+  float scale;                   /* of every gradient: the clip */
+  bool project, unit_rows;
+  float lr, beta1, beta2, eps, weight_decay;
+  int64_t step;                  /* counts from 1 */
+  uint16_t *w_enc_bf16;          /* [m, d_in] or NULL */
+} sl_sae_update_args;
+
+/* y_i = x_i / (|x_i| + 1.19e-7); y may be x. */
+typedef struct { const float *x; float *y; int64_t m, d; } sl_sae_unit_rows_args;
+
+/* since[i] = 0 where latent i has an entry, else since[i] + tokens; counts[i] += its entries. */
+typedef struct {
+  int64_t m, tokens;
+  const int64_t *offsets;        /* [m + 1], of the index */
+  int64_t *since, *counts;       /* [m] */
+} sl_sae_note_fired_args;
+
+/* mask[i] = value[i] > bound (or < bound, with `below`); how many. */
+typedef struct {
+  int64_t m, bound;
+  bool below;
+  const int64_t *value;          /* [m] */
+  uint8_t *mask;                 /* [m] or NULL */
+  int64_t *count;                /* host */
+} sl_sae_mask_args;
+
+/* center = mean, or geometric median (Weiszfeld from the mean, float64); total_variance = sum |x_t - mean|^2. */
+typedef struct {
+  int64_t n, d;
+  const float *x;                /* [n, d] */
+  bool median; double tolerance; int max_iterations; /* stops when the centre moves less than tolerance * its norm */
+  float *center;                 /* [d] or NULL */
+  double *total_variance;        /* host, or NULL */
+  int *iterations;               /* host, or NULL */
+  void *workspace; size_t workspace_bytes; size_t *need;
+} sl_sae_center_args;
 
 #endif

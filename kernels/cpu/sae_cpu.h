@@ -1,0 +1,85 @@
+/* What the CPU's SAE kernels share: layouts, the per-instruction-set function table, small helpers.
+ *
+ * The inner loops are written once (sae_body_*.h) and compiled for three instruction sets (sae_base.c,
+ * sae_avx2.c, sae_avx512.c); the table is picked at run time. Threads and argument handling live in the
+ * sae_<family>.c files; nothing in the tables starts a thread. Private to kernels/cpu and its tests. */
+#ifndef SLK_SAE_CPU_H
+#define SLK_SAE_CPU_H
+
+#include "cpu.h"
+
+/* -- Layouts --
+ * panels: tokens in groups of `panel_tokens`, [group][input][token]; zero padding in the last group. For a native
+ *         bf16 product [group][input pair][token][2] of bf16, else float32 (rounded to bf16 where asked).
+ * slabs:  columns in groups of slab_width(d), [slab][token][slab_width]; zero padding in the last slab. A slab of
+ *         some thousand tokens stays in a core's second-level cache while a sweep walks the latents. */
+enum { SLAB_MAX = 48, SLAB_STEP = 16 };
+
+static inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+static inline int64_t slab_width(int64_t d) {
+  int64_t slabs = (d + SLAB_MAX - 1) / SLAB_MAX;
+  return round_up((d + slabs - 1) / slabs, SLAB_STEP);
+}
+static inline int64_t slab_count(int64_t d) { return (d + slab_width(d) - 1) / slab_width(d); }
+
+/* The running selection of a tile's tokens: values above `threshold`, latents ascending. */
+typedef struct {
+  int64_t k, capacity;           /* capacity: entries a token, a multiple of 16 */
+  float *values, *threshold;     /* [tokens, capacity], [tokens] */
+  int32_t *ids, *count;          /* [tokens, capacity], [tokens] */
+} token_lists;
+
+typedef struct {
+  const sl_sae_encode_topk_args *args;
+  int64_t capacity, dead_capacity;
+  int64_t tile_tokens;           /* a multiple of the panel */
+} encode_job;
+
+typedef struct {
+  const sl_sae_decode_residual_args *args;
+  float *row_squares, *row_products, *row_targets; /* [slab, token]: e.e, x.e, x.x; the last two may be NULL */
+} decode_job;
+
+typedef struct {
+  const sl_sae_backward_args *args;
+  bool stream;                   /* gradient rows bypass the cache */
+} backward_job;
+
+typedef struct {
+  const sl_sae_update_args *args;
+  float step_size, inverse_root2; /* lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t) */
+} update_job;
+
+typedef struct {
+  const char *name;
+  int panel_tokens, block_latents;
+  bool native_bf16;
+  void (*encode_tile)(const encode_job *job, int64_t first, int64_t tokens, char *scratch);
+  void (*decode_row)(const sl_sae_decode_args *args, int64_t row);
+  void (*decode_slab)(const decode_job *job, int64_t slab);
+  void (*backward_range)(const backward_job *job, int64_t first, int64_t last);
+  void (*update_range)(const update_job *job, int64_t first, int64_t last);
+  void (*update_vector)(const update_job *job, float *w, float *m1, float *m2, const float *g, int64_t n);
+  float (*sum_squares)(const float *x, const float *shift, int64_t n);  /* of x - shift */
+  void (*add_scaled)(float *y, float a, const float *x, int64_t n);
+} sae_cpu_ops;
+
+extern const sae_cpu_ops sae_ops_base;
+#if defined(__x86_64__)
+extern const sae_cpu_ops sae_ops_avx2, sae_ops_avx512, sae_ops_avx512_bf16;
+#endif
+
+/* The best table for this processor, or a lesser one that tests asked for. */
+const sae_cpu_ops *sae_cpu_get_ops(void);
+enum { SAE_ISA_BASE, SAE_ISA_AVX2, SAE_ISA_AVX512, SAE_ISA_BEST };
+void sae_cpu_limit_isa(int isa);
+
+/* Bytes of scratch that encode_tile wants; how it divides them (sae_body_encode.h) is its own business. */
+static inline size_t encode_scratch_bytes(const sl_sae_encode_topk_args *args, const encode_job *job) {
+  size_t tile = (size_t)job->tile_tokens;
+  size_t block = (size_t)round_up(args->d, 32) * 4 * 12;
+  size_t lists = tile * (size_t)(job->capacity + job->dead_capacity) * 8 + tile * 5 * 4;
+  return (block + lists + 1024 + 63) / 64 * 64;
+}
+
+#endif

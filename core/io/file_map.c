@@ -30,7 +30,8 @@ sl_status sl_file_map_open(const char *path, sl_file_map *map) {
   int fd;
   size_t bytes;
   SL_TRY(open_regular(path, &fd, &bytes));
-  void *data = bytes > 0 ? mmap(NULL, bytes, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;
+  /* Writable but private: a tensor over the map may be changed in place, the file never is. */
+  void *data = bytes > 0 ? mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0) : NULL;
   int error = errno;
   close(fd);
   if (data == MAP_FAILED) {

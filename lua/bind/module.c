@@ -9,5 +9,6 @@ int luaopen_saelua_core(lua_State *L) {
   sl_lua_open_tape(L);
   sl_lua_open_device(L);
   sl_lua_open_data(L);
+  sl_lua_open_io(L);
   return 1;
 }

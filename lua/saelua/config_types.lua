@@ -49,13 +49,28 @@ local plural = { integer = "whole numbers", number = "numbers", string = "texts"
 function types.exists(name) return scalars[name] ~= nil or lists[name] ~= nil or name == "table" end
 
 --- All type names, sorted.
-function types.names() return { "boolean", "integer", "integers", "number", "numbers", "string", "strings", "table" } end
+function types.names()
+  return { "boolean", "integer", "integers", "number", "numbers", "string", "strings", "table" }
+end
 
 --- Whether a type is a list.
 function types.is_list(name) return lists[name] ~= nil end
 
 --- Whether text may be a boolean's value (after `--flag`).
 function types.is_boolean_text(text) return booleans[text:lower()] ~= nil end
+
+-- The list type of a non-empty array; whole numbers among others count as numbers.
+local function infer_list(value)
+  local seen, count = {}, 0
+  for _, item in ipairs(value) do
+    local kind = types.infer(item)
+    if not plural[kind] then return nil end
+    if not seen[kind] then count = count + 1 end
+    seen[kind] = true
+  end
+  if seen.integer and seen.number and count == 2 then return "numbers" end
+  return count == 1 and next(seen) .. "s" or nil
+end
 
 --- The type that a default value shows; nil when it shows none (nil, an empty table, mixed lists).
 -- @param value
@@ -65,16 +80,7 @@ function types.infer(value)
   if kind == "string" or kind == "boolean" then return kind end
   if kind == "number" then return is_integer(value) and "integer" or "number" end
   if kind ~= "table" or next(value) == nil then return nil end
-  if #value == 0 then return "table" end
-  local found
-  for _, item in ipairs(value) do
-    local inner = types.infer(item)
-    if inner == "number" and found == "integer" then found = "number" end
-    if inner == "integer" and found == "number" then inner = "number" end
-    if found and inner ~= found then return nil end
-    found = inner
-  end
-  return plural[found] and found .. "s" or nil
+  return #value == 0 and "table" or infer_list(value)
 end
 
 local function range_text(option)
@@ -156,27 +162,35 @@ function types.example(option)
   return ("--%s %s"):format(option.name, types.show(value))
 end
 
+local function refusal(option, value)
+  local reason = option.refuse and (option.refuse[value] or option.refuse[tostring(value)])
+  return reason and ("%s is refused: %s"):format(show(value), reason)
+end
+
+local function is_choice(option, value)
+  for _, choice in ipairs(option.one_of) do
+    if choice == value then return true end
+  end
+  return false
+end
+
+local function in_range(option, value)
+  if type(value) ~= "number" then return true end
+  return not (option.min and value < option.min) and not (option.max and value > option.max)
+end
+
 -- One element against type, refusals, choices and range; returns nil and the reason when it does not fit.
 local function check_scalar(option, kind, value)
-  if option.refuse then
-    local reason = option.refuse[value] or option.refuse[tostring(value)]
-    if reason then return nil, ("%s is refused: %s"):format(show(value), reason) end
-  end
-  local row = scalars[kind]
-  local fits = row.accepts(value)
-  if fits and option.one_of then
+  local refused = refusal(option, value)
+  if refused then return nil, refused end
+  local fits, hint = scalars[kind].accepts(value) and in_range(option, value), ""
+  if option.one_of and not is_choice(option, value) then
     fits = false
-    for _, choice in ipairs(option.one_of) do fits = fits or choice == value end
-    if not fits and type(value) == "string" then
-      local near = suggest.nearest(value, option.one_of, 1)[1]
-      local hint = near and ('; did you mean "%s"?'):format(near) or ""
-      return nil, ("expected %s, got %s%s"):format(types.expected(option), show(value), hint)
-    end
-  elseif fits and type(value) == "number" then
-    fits = not (option.min and value < option.min) and not (option.max and value > option.max)
+    local near = type(value) == "string" and suggest.nearest(value, option.one_of, 1)[1]
+    hint = near and ('; did you mean "%s"?'):format(near) or ""
   end
-  if not fits then return nil, ("expected %s, got %s"):format(types.expected(option), show(value)) end
-  return value
+  if fits then return value end
+  return nil, ("expected %s, got %s%s"):format(types.expected(option), show(value), hint)
 end
 
 local function check_list(option, value)

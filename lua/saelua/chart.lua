@@ -13,6 +13,7 @@
 
 local data = require "saelua.chart.data"
 local html = require "saelua.html"
+local strict = require "saelua.strict"
 
 local M = {}
 
@@ -20,40 +21,10 @@ local SERIES_COLOURS = 8 -- --series-1 .. --series-8 in the style sheet
 local finite = data.finite
 local DASHES = { {}, { 7, 3 }, { 2, 3 }, { 9, 3, 2, 3 } } -- a second sign beside colour, for more than one series
 
--- Option checks ------------------------------------------------------------------------------------------------
-
-local function edit_distance(a, b)
-  local row = {}
-  for j = 0, #b do row[j] = j end
-  for i = 1, #a do
-    local diagonal = row[0]
-    row[0] = i
-    for j = 1, #b do
-      local cost = a:byte(i) == b:byte(j) and 0 or 1
-      diagonal, row[j] = row[j], math.min(row[j] + 1, row[j - 1] + 1, diagonal + cost)
-    end
-  end
-  return row[#b]
-end
-
---- Raise on a key that `allowed` does not have, naming the nearest one that it has.
-local function check_keys(where, options, allowed)
-  if type(options) ~= "table" then error(where .. ": expected a table of options, got " .. type(options), 3) end
-  for key in pairs(options) do
-    if not allowed[key] then
-      local best, best_distance
-      for name in pairs(allowed) do
-        local d = edit_distance(tostring(key), name)
-        if not best or d < best_distance or (d == best_distance and name < best) then best, best_distance = name, d end
-      end
-      error(("%s: unknown option '%s' (nearest: '%s')"):format(where, tostring(key), best), 3)
-    end
-  end
-end
-
+--- Option tables for `strict.options`: every name is allowed, none is required.
 local function set(names)
   local out = {}
-  for name in names:gmatch("%S+") do out[name] = true end
+  for name in names:gmatch("%S+") do out[name] = strict.optional end
   return out
 end
 
@@ -118,7 +89,7 @@ local LINE_KEYS = set "title x_label y_label series log_y note y_min y_max"
 --   the frame; data may pass beyond), `note` (HTML under the chart)
 -- @treturn table chart
 function M.line(options)
-  check_keys("chart.line", options, LINE_KEYS)
+  options = strict.options("chart.line", options, LINE_KEYS)
   local datasets, shown, thinned, all_x, all_y = {}, 0, nil, {}, {}
   for i, s in ipairs(options.series or {}) do
     if type(s.x) ~= "table" or type(s.y) ~= "table" then error("chart.line: a series needs tables x and y", 2) end
@@ -154,7 +125,7 @@ local BARS_KEYS = set "title x_label y_label labels series note y_min y_max"
 --   `{ label, values }` with one number a label (NaN: no bar), `y_min`, `y_max`, `note`
 -- @treturn table chart
 function M.bars(options)
-  check_keys("chart.bars", options, BARS_KEYS)
+  options = strict.options("chart.bars", options, BARS_KEYS)
   local datasets, labels, shown = {}, {}, 0
   for i, label in ipairs(options.labels or {}) do labels[i] = literal(label) end
   for i, s in ipairs(options.series or {}) do
@@ -197,7 +168,7 @@ local HISTOGRAM_KEYS = set "title x_label y_label values counts edges bins log_x
 --   x in units of the values), `unit` (what is counted, in the plural), `note`
 -- @treturn table chart
 function M.histogram(options)
-  check_keys("chart.histogram", options, HISTOGRAM_KEYS)
+  options = strict.options("chart.histogram", options, HISTOGRAM_KEYS)
   local edges, counts, zeros, shown = options.edges, options.counts, 0, 0
   if options.values then
     edges, counts, zeros, shown = data.count(options)
@@ -229,7 +200,7 @@ local HEATMAP_KEYS = set "title x_label y_label rows cols values row_labels col_
 --   `diverging` (blue to orange about the middle instead of dark to light), `note`
 -- @treturn table chart
 function M.heatmap(options)
-  check_keys("chart.heatmap", options, HEATMAP_KEYS)
+  options = strict.options("chart.heatmap", options, HEATMAP_KEYS)
   local rows, cols, values = options.rows, options.cols, options.values
   if type(rows) ~= "number" or type(cols) ~= "number" or type(values) ~= "table" or #values ~= rows * cols then
     error(("chart.heatmap: %s values for %s rows x %s cols"):format(

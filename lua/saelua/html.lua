@@ -6,6 +6,9 @@
 --
 -- @module saelua.html
 
+local null = require("saelua.json").null
+local strict = require "saelua.strict"
+
 local M = {}
 
 local REPLACEMENT = "\239\191\189" -- U+FFFD, stands for bytes that are not UTF-8
@@ -86,7 +89,7 @@ local function json_value(v, digits, depth)
   if kind == "number" then return json_number(v, digits) end
   if kind == "string" then return json_string(v) end
   if kind == "boolean" then return tostring(v) end
-  if kind == "nil" then return "null" end
+  if kind == "nil" or v == null then return "null" end
   if kind ~= "table" then error("html.json: cannot write a value of type " .. kind) end
   if depth > 64 then error("html.json: tables are nested more than 64 deep (a cycle?)") end
   local out = {}
@@ -107,7 +110,8 @@ end
 
 --- JSON that may stand inside a script element.
 -- NaN and infinities become null (cjson raises on them). An empty table is written as `[]`. Keys are sorted.
--- @param v nil, boolean, number, string or a tree of tables of these
+-- Unlike `saelua.json` it is safe inside HTML and rounds numbers: for pages, not for files that are read back.
+-- @param v nil, `json.null`, boolean, number, string or a tree of tables of these
 -- @tparam[opt=14] number digits significant digits of numbers that are not whole
 -- @treturn string
 function M.json(v, digits)
@@ -165,16 +169,14 @@ local TIPS = [[
 }());
 ]]
 
-local PAGE_KEYS = { title = true, body = true, scripts = true }
+local PAGE = { title = strict.required, body = strict.required, scripts = {} }
 
 --- A whole page.
 -- @tparam table page `title` (plain text), `body` (HTML), `scripts` (list of program texts, run in this order
 --   after the body; optional)
 -- @treturn string the HTML document
 function M.page(page)
-  for key in pairs(page) do
-    if not PAGE_KEYS[key] then error("html.page: unknown key '" .. tostring(key) .. "'", 2) end
-  end
+  page = strict.options("html.page", page, PAGE)
   local out = {
     "<!DOCTYPE html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',
     '<meta http-equiv="Content-Security-Policy" content="' .. POLICY .. '">',
@@ -184,7 +186,7 @@ function M.page(page)
     "<style>", require "saelua.html.style", "</style>", "</head>", "<body>", page.body,
     "<script>" .. M.script_text(TIPS) .. "</script>",
   }
-  for _, script in ipairs(page.scripts or {}) do
+  for _, script in ipairs(page.scripts) do
     out[#out + 1] = "<script>" .. M.script_text(script) .. "</script>"
   end
   out[#out + 1] = "</body>\n</html>\n"
@@ -192,6 +194,7 @@ function M.page(page)
 end
 
 --- Write a file so that `path` holds either its old content or all of the new one.
+-- Like `fs.write` but without a sync to the device and without the host: a page can be written by any LuaJIT.
 -- The text goes to `path .. ".tmp"` first and is then renamed. A failure leaves no temporary file behind.
 -- @tparam string path
 -- @tparam string text

@@ -29,16 +29,18 @@ local curves = require "saelua.report.curves"
 local html = require "saelua.html"
 local latents = require "saelua.report.latents"
 local metrics = require "saelua.report.metrics"
+local strict = require "saelua.strict"
 local summary = require "saelua.report.summary"
 
 local M = {}
 
 local esc = html.escape
 
-local DATA_KEYS = {
-  title = true, run = true, config = true, model = true, sae = true, curves = true, eval = true, densities = true,
-  redundancy = true, latents = true, saes = true, charts = true, thresholds = true, definitions = true,
-}
+local FIELDS = {}
+for _, name in ipairs { "title", "run", "config", "model", "sae", "curves", "eval", "densities", "redundancy",
+  "latents", "saes", "charts", "thresholds", "definitions" } do
+  FIELDS[name] = strict.optional
+end
 
 local function number(v) return type(v) == "number" and v or nil end
 
@@ -257,9 +259,7 @@ end
 -- @treturn string HTML
 -- @treturn ?string a warning: why the charts are not drawn
 function M.build(data)
-  for key in pairs(data) do
-    if not DATA_KEYS[key] then error("report: unknown field '" .. tostring(key) .. "' (see saelua.report)", 2) end
-  end
+  data = strict.options("report", data, FIELDS)
   local saes, scripts, absent = normalise(data), chart.scripts()
   local training = curves.charts(saes, data.definitions)
   local parts = { summary.section(saes, data) }

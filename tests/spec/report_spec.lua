@@ -113,6 +113,7 @@ describe("html", function()
   it("writes NaN and infinities as null, whole numbers whole, keys sorted", function()
     assert.equal('{"a":[1,null,null,null],"b":1234567890123,"c":[],"d":true}',
       html.json { d = true, b = 1234567890123, a = { 1, NAN, math.huge, -math.huge }, c = {} })
+    assert.equal("[null]", html.json { require("saelua.json").null })
     assert.equal("0.3333", html.json(1 / 3, 4))
     assert.has_error(function() html.json { print } end, "html.json: cannot write a value of type function")
     local loop = {}
@@ -156,9 +157,10 @@ end)
 
 describe("chart", function()
   it("names the nearest option for an unknown one", function()
-    assert.has_error(function() chart.line { titel = "x" } end, "chart.line: unknown option 'titel' (nearest: 'title')")
+    assert.has_error(function() chart.line { titel = "x" } end,
+      'chart.line: unknown option "titel"; did you mean "title"?')
     assert.has_error(function() chart.histogram { values = {}, log_y = true } end,
-      "chart.histogram: unknown option 'log_y' (nearest: 'log_x')")
+      'chart.histogram: unknown option "log_y"; did you mean "log_x"?')
   end)
 
   it("thins a long series and keeps its ends, spikes and gaps", function()
@@ -265,8 +267,8 @@ describe("report", function()
   end)
 
   it("raises on an unknown field", function()
-    assert.has_error(function() report.build { evaluation = {} } end,
-      "report: unknown field 'evaluation' (see saelua.report)")
+    assert.has_error(function() report.build { latent = {} } end,
+      'report: unknown option "latent"; did you mean "latents"?')
   end)
 
   it("gives the same bytes for the same data", function()

@@ -63,7 +63,7 @@ void *sl_lua_check_box(lua_State *L, int index, const char *metatable, const cha
 /* Registers a metatable with __index = methods. */
 void sl_lua_new_class(lua_State *L, const char *metatable, const luaL_Reg *methods, const luaL_Reg *meta);
 
-/* -- Tensors (tensor.c) -- */
+/* -- Tensors (scope.c: boxes; tensor.c: methods) -- */
 
 sl_tensor *sl_lua_check_tensor(lua_State *L, int index);
 sl_tensor *sl_lua_opt_tensor(lua_State *L, int index); /* nil or none: NULL */
@@ -74,7 +74,13 @@ void sl_lua_push_tensor(lua_State *L, sl_tensor *tensor);
 /* Tells the collector about bytes that it cannot see; call after making tensors. */
 void sl_lua_pressure(lua_State *L);
 
+/* One element at a host address (tensor_values.c). */
+double sl_lua_value_at(const char *data, sl_dtype dtype);
+void sl_lua_store_value(char *out, sl_dtype dtype, double value);
+int sl_lua_tensor_tostring(lua_State *L);
+
 /* -- Openers: each adds to the module table on top of the stack -- */
+void sl_lua_open_scope(lua_State *L);
 void sl_lua_open_tensor(lua_State *L);
 void sl_lua_open_create(lua_State *L);
 void sl_lua_open_ops(lua_State *L);

@@ -30,18 +30,6 @@ static int zeros(lua_State *L) {
   return 1;
 }
 
-/* Writes `value` everywhere through a host buffer of one row at a time. */
-static void store(void *out, sl_dtype dtype, double value) {
-  switch (dtype) {
-  case SL_F32: *(float *)out = (float)value; break;
-  case SL_BF16: *(uint16_t *)out = sl_f32_to_bf16((float)value); break;
-  case SL_F16: *(uint16_t *)out = sl_f32_to_f16((float)value); break;
-  case SL_I64: *(int64_t *)out = (int64_t)value; break;
-  case SL_I32: *(int32_t *)out = (int32_t)value; break;
-  default: *(uint8_t *)out = (uint8_t)value; break;
-  }
-}
-
 /* A contiguous CPU tensor to fill by hand, and its final home on `device`: fill(host data), then finish. */
 static sl_tensor **new_host(lua_State *L, sl_dtype dtype, int rank, const int64_t *shape) {
   sl_tensor **box = sl_lua_new_tensor(L);
@@ -73,7 +61,7 @@ static int full(lua_State *L) {
   sl_tensor *host = *new_host(L, dtype, rank, shape);
   char *data = sl_tensor_data(host);
   int64_t n = sl_tensor_count(host);
-  for (int64_t i = 0; i < n; i++) store(data + (size_t)i * sl_dtype_size(dtype), dtype, value);
+  for (int64_t i = 0; i < n; i++) sl_lua_store_value(data + (size_t)i * sl_dtype_size(dtype), dtype, value);
   return move_to(L, host, device);
 }
 
@@ -106,7 +94,7 @@ static int table_shape(lua_State *L, int index, int64_t shape[SL_MAX_RANK]) {
 static void fill_from_table(lua_State *L, const sl_tensor *t, int dim, char **data) {
   if (dim == t->rank) {
     if (lua_type(L, -1) != LUA_TNUMBER) luaL_error(L, "tensor: expected numbers, got a %s", luaL_typename(L, -1));
-    store(*data, t->dtype, lua_tonumber(L, -1));
+    sl_lua_store_value(*data, t->dtype, lua_tonumber(L, -1));
     *data += sl_dtype_size(t->dtype);
     return;
   }
@@ -200,7 +188,7 @@ static int arange(lua_State *L) {
   sl_device *device = sl_lua_option_device(L, 2, "device");
   sl_tensor *host = *new_host(L, dtype, 1, &n);
   char *data = sl_tensor_data(host);
-  for (int64_t i = 0; i < n; i++) store(data + (size_t)i * sl_dtype_size(dtype), dtype, (double)i);
+  for (int64_t i = 0; i < n; i++) sl_lua_store_value(data + (size_t)i * sl_dtype_size(dtype), dtype, (double)i);
   return move_to(L, host, device);
 }
 

@@ -3,6 +3,7 @@
 
 int luaopen_saelua_core(lua_State *L) {
   lua_newtable(L);
+  sl_lua_open_scope(L);
   sl_lua_open_tensor(L);
   sl_lua_open_create(L);
   sl_lua_open_ops(L);

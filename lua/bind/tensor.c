@@ -7,52 +7,6 @@
 
 #include "core/ops/math.h"
 
-static const char *const SCOPE = "saelua.scope"; /* registry: the innermost scope's list of boxes, or nil */
-static bool scope_open;
-
-/* -- Boxes ------------------------------------------------------------------------------------- */
-
-sl_tensor *sl_lua_check_tensor(lua_State *L, int index) {
-  return sl_lua_check_box(L, index, SL_LUA_TENSOR, "the tensor");
-}
-
-sl_tensor *sl_lua_opt_tensor(lua_State *L, int index) {
-  return lua_isnoneornil(L, index) ? NULL : sl_lua_check_tensor(L, index);
-}
-
-sl_tensor **sl_lua_new_tensor(lua_State *L) {
-  void **box = sl_lua_new_box(L, SL_LUA_TENSOR);
-  if (scope_open) {
-    lua_getfield(L, LUA_REGISTRYINDEX, SCOPE); /* stack: box, list */
-    lua_pushvalue(L, -2);
-    lua_rawseti(L, -2, (int)lua_objlen(L, -2) + 1);
-    lua_pop(L, 1);
-  }
-  return (sl_tensor **)box;
-}
-
-void sl_lua_push_tensor(lua_State *L, sl_tensor *tensor) {
-  sl_tensor **box = sl_lua_new_tensor(L);
-  *box = tensor;
-  sl_lua_pressure(L);
-}
-
-void sl_lua_pressure(lua_State *L) {
-  /* A step of the collector per 64 MiB of new tensors, a whole cycle per 512 MiB. */
-  enum { STEP = 64 << 20, FULL = 512 << 20 };
-  static int64_t since_step, since_full;
-  int64_t bytes = sl_storage_take_pressure();
-  since_step += bytes;
-  since_full += bytes;
-  if (since_full > FULL) {
-    lua_gc(L, LUA_GCCOLLECT, 0);
-    since_full = since_step = 0;
-  } else if (since_step > STEP) {
-    if (lua_gc(L, LUA_GCSTEP, 400)) since_full = 0;
-    since_step = 0;
-  }
-}
-
 static int tensor_gc(lua_State *L) {
   void **box = luaL_checkudata(L, 1, SL_LUA_TENSOR);
   sl_tensor_release(*box);
@@ -63,89 +17,6 @@ static int tensor_gc(lua_State *L) {
 /*** Gives the memory back now; later use of the tensor raises. Calling it twice is allowed.
  * @function free */
 static int tensor_free(lua_State *L) { return tensor_gc(L); }
-
-/* Releases every box of the list at `list` unless it lies on the stack from `first` on. */
-static void close_scope(lua_State *L, int list, int first, int last) {
-  int n = (int)lua_objlen(L, list);
-  for (int i = 1; i <= n; i++) {
-    lua_rawgeti(L, list, i);
-    bool kept = lua_isnil(L, -1);
-    for (int k = first; k <= last && !kept; k++) kept = lua_rawequal(L, -1, k);
-    if (!kept) {
-      void **box = lua_touserdata(L, -1);
-      sl_tensor_release(*box);
-      *box = NULL;
-    }
-    lua_pop(L, 1);
-  }
-}
-
-/*** Runs fn(keep) and frees every tensor made inside, except those that it returns or passes to keep(t).
- * Frees them also when fn raises. A tensor that goes on living elsewhere (in a table, a hook) must be kept.
- * @function saelua.core.scope
- * @tparam function fn
- * @return what fn returns */
-static int scope_keep(lua_State *L) {
-  luaL_checkudata(L, 1, SL_LUA_TENSOR);
-  int list = lua_upvalueindex(1);
-  for (int i = (int)lua_objlen(L, list); i >= 1; i--) {
-    lua_rawgeti(L, list, i);
-    bool found = lua_rawequal(L, -1, 1);
-    lua_pop(L, 1);
-    if (!found) continue;
-    int n = (int)lua_objlen(L, list); /* the last one takes its place */
-    lua_rawgeti(L, list, n);
-    lua_rawseti(L, list, i);
-    lua_pushnil(L);
-    lua_rawseti(L, list, n);
-    break;
-  }
-  lua_settop(L, 1);
-  return 1;
-}
-
-static int scope(lua_State *L) {
-  luaL_checktype(L, 1, LUA_TFUNCTION);
-  lua_settop(L, 1);
-  lua_getfield(L, LUA_REGISTRYINDEX, SCOPE); /* stack: fn, outer */
-  bool outer_open = scope_open;
-  lua_newtable(L);                           /* stack: fn, outer, list */
-  lua_pushvalue(L, 3);
-  lua_setfield(L, LUA_REGISTRYINDEX, SCOPE);
-  scope_open = true;
-  lua_pushvalue(L, 1);
-  lua_pushvalue(L, 3);
-  lua_pushcclosure(L, scope_keep, 1);
-  int status = lua_pcall(L, 1, LUA_MULTRET, 0);
-  scope_open = outer_open;
-  lua_pushvalue(L, 2);
-  lua_setfield(L, LUA_REGISTRYINDEX, SCOPE);
-  int last = lua_gettop(L);
-  close_scope(L, 3, 4, status == 0 ? last : 3);
-  if (status != 0) return lua_error(L);
-  /* What is returned belongs to the enclosing scope from here on. */
-  for (int i = 4; i <= last && outer_open; i++) {
-    if (!luaL_testudata(L, i, SL_LUA_TENSOR)) continue;
-    lua_pushvalue(L, i);
-    lua_rawseti(L, 2, (int)lua_objlen(L, 2) + 1);
-  }
-  return last - 3;
-}
-
-/*** Runs fn outside every scope: tensors made inside belong to nobody but their references. For objects that keep
- * tensors between calls (buffers, optimiser states).
- * @function saelua.core.unscoped
- * @tparam function fn
- * @return what fn returns */
-static int unscoped(lua_State *L) {
-  luaL_checktype(L, 1, LUA_TFUNCTION);
-  lua_settop(L, 1);
-  bool open = scope_open;
-  scope_open = false;
-  int status = lua_pcall(L, 0, LUA_MULTRET, 0);
-  scope_open = open;
-  return status == 0 ? lua_gettop(L) : lua_error(L);
-}
 
 /* -- Shape --------------------------------------------------------------------------------------- */
 
@@ -380,21 +251,10 @@ static int tensor_item(lua_State *L) {
   return 1;
 }
 
-static double value_at(const char *data, sl_dtype dtype) {
-  switch (dtype) {
-  case SL_F32: return (double)*(const float *)(const void *)data;
-  case SL_BF16: return (double)sl_bf16_to_f32(*(const uint16_t *)(const void *)data);
-  case SL_F16: return (double)sl_f16_to_f32(*(const uint16_t *)(const void *)data);
-  case SL_I64: return (double)*(const int64_t *)(const void *)data;
-  case SL_I32: return (double)*(const int32_t *)(const void *)data;
-  default: return (double)*(const uint8_t *)(const void *)data;
-  }
-}
-
 /* Pushes nested tables for dimensions dim.. of contiguous host data; advances *data. */
 static void push_values(lua_State *L, const sl_tensor *t, int dim, const char **data) {
   if (dim == t->rank) {
-    lua_pushnumber(L, value_at(*data, t->dtype));
+    lua_pushnumber(L, sl_lua_value_at(*data, t->dtype));
     *data += sl_dtype_size(t->dtype);
     return;
   }
@@ -438,19 +298,8 @@ static int tensor_get(lua_State *L) {
   char value[8];
   sl_device *device = sl_tensor_device(t);
   sl_lua_check(L, device->table->copy_to_host(device, value, source, size));
-  lua_pushnumber(L, value_at(value, t->dtype));
+  lua_pushnumber(L, sl_lua_value_at(value, t->dtype));
   return 1;
-}
-
-static void store_value(char *out, sl_dtype dtype, double value) {
-  switch (dtype) {
-  case SL_F32: *(float *)(void *)out = (float)value; break;
-  case SL_BF16: *(uint16_t *)(void *)out = sl_f32_to_bf16((float)value); break;
-  case SL_F16: *(uint16_t *)(void *)out = sl_f32_to_f16((float)value); break;
-  case SL_I64: *(int64_t *)(void *)out = (int64_t)value; break;
-  case SL_I32: *(int32_t *)(void *)out = (int32_t)value; break;
-  default: *(uint8_t *)out = (uint8_t)value; break;
-  }
 }
 
 /*** Sets one element: t:set(i, j, value).
@@ -464,7 +313,7 @@ static int tensor_set(lua_State *L) {
   size_t size = sl_dtype_size(t->dtype);
   char *target = (char *)t->storage->data + (size_t)element_offset(L, t) * size;
   char bytes[8] = { 0 };
-  store_value(bytes, t->dtype, value);
+  sl_lua_store_value(bytes, t->dtype, value);
   sl_device *device = sl_tensor_device(t);
   sl_lua_check(L, device->table->copy_from_host(device, target, bytes, size));
   lua_settop(L, 1);
@@ -516,83 +365,6 @@ static int tensor_backward(lua_State *L) {
   return 0;
 }
 
-/* -- Printing ---------------------------------------------------------------------------------------------- */
-
-typedef struct {
-  double min, max, sum;
-  int64_t not_finite;
-} summary;
-
-static summary summarise(const sl_tensor *t) {
-  summary s = { INFINITY, -INFINITY, 0, 0 };
-  const char *data = sl_tensor_data(t);
-  size_t size = sl_dtype_size(t->dtype);
-  int64_t n = sl_tensor_count(t);
-  for (int64_t i = 0; i < n; i++) {
-    double v = value_at(data + (size_t)i * size, t->dtype);
-    if (!isfinite(v)) s.not_finite++;
-    s.min = fmin(s.min, v);
-    s.max = fmax(s.max, v);
-    s.sum += v;
-  }
-  return s;
-}
-
-/* The corners of the last two dimensions of a contiguous host tensor, at the first position of the others. */
-static void add_corners(luaL_Buffer *out, const sl_tensor *t) {
-  enum { EDGE = 3 };
-  int64_t cols = t->rank >= 1 ? t->shape[t->rank - 1] : 1, rows = t->rank >= 2 ? t->shape[t->rank - 2] : 1;
-  const char *data = sl_tensor_data(t);
-  size_t size = sl_dtype_size(t->dtype);
-  char number[32];
-  for (int64_t i = 0; i < rows; i++) {
-    if (rows > 2 * EDGE && i == EDGE) {
-      luaL_addstring(out, "\n  ...");
-      i = rows - EDGE;
-    }
-    luaL_addstring(out, "\n ");
-    for (int64_t j = 0; j < cols; j++) {
-      if (cols > 2 * EDGE && j == EDGE) {
-        luaL_addstring(out, "       ...");
-        j = cols - EDGE;
-      }
-      snprintf(number, sizeof number, " %10.4g", value_at(data + (size_t)(i * cols + j) * size, t->dtype));
-      luaL_addstring(out, number);
-    }
-  }
-}
-
-static int tensor_tostring(lua_State *L) {
-  void **raw = luaL_checkudata(L, 1, SL_LUA_TENSOR);
-  if (!*raw) {
-    lua_pushliteral(L, "tensor (freed)");
-    return 1;
-  }
-  sl_tensor *t = *raw;
-  char shape[SL_SHAPE_TEXT], line[256];
-  sl_tensor **host = sl_lua_new_tensor(L), **packed;
-  SL_LUA_TRY(L, sl_tensor_to_device(t, sl_cpu_device(), host));
-  packed = sl_lua_new_tensor(L);
-  SL_LUA_TRY(L, sl_tensor_contiguous(*host, packed));
-  luaL_Buffer out;
-  luaL_buffinit(L, &out);
-  snprintf(line, sizeof line, "tensor %s %s %s", sl_tensor_shape_text(t, shape), sl_dtype_name(t->dtype),
-           sl_tensor_device(t)->name);
-  luaL_addstring(&out, line);
-  if (sl_tensor_count(t) > 0) {
-    summary s = summarise(*packed);
-    snprintf(line, sizeof line, "  min %.4g  mean %.4g  max %.4g", s.min, s.sum / (double)sl_tensor_count(t), s.max);
-    luaL_addstring(&out, line);
-    if (s.not_finite) {
-      snprintf(line, sizeof line, "  (%lld not finite)", (long long)s.not_finite);
-      luaL_addstring(&out, line);
-    }
-    add_corners(&out, *packed);
-  }
-  luaL_pushresult(&out);
-  return 1;
-}
-
 /* t[i] for integers, methods for strings. */
 static int tensor_index(lua_State *L) {
   if (lua_type(L, 2) == LUA_TNUMBER) {
@@ -617,9 +389,7 @@ static const luaL_Reg methods[] = {
   { "clear_grad", tensor_clear_grad }, { "backward", tensor_backward }, { "free", tensor_free },
   { NULL, NULL },
 };
-static const luaL_Reg meta[] = { { "__gc", tensor_gc }, { "__tostring", tensor_tostring }, { NULL, NULL } };
-static const luaL_Reg functions[] = { { "scope", scope }, { "unscoped", unscoped }, { NULL, NULL } };
-
+static const luaL_Reg meta[] = { { "__gc", tensor_gc }, { "__tostring", sl_lua_tensor_tostring }, { NULL, NULL } };
 void sl_lua_open_tensor(lua_State *L) {
   sl_lua_new_class(L, SL_LUA_TENSOR, methods, meta);
   luaL_getmetatable(L, SL_LUA_TENSOR);
@@ -629,5 +399,4 @@ void sl_lua_open_tensor(lua_State *L) {
   lua_pushcclosure(L, tensor_index, 1);
   lua_setfield(L, -2, "__index");
   lua_pop(L, 1);
-  luaL_setfuncs(L, functions, 0);
 }

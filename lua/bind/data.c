@@ -2,7 +2,23 @@
  * @module saelua.core */
 #include "bind.h"
 
+#include "core/data/masking.h"
 #include "core/data/rows.h"
+
+enum { MOST_IDS = 4096 };
+
+/* The ids of the list at `index`; returns how many. */
+static int check_ids(lua_State *L, int index, int32_t ids[MOST_IDS]) {
+  luaL_checktype(L, index, LUA_TTABLE);
+  int n = (int)lua_objlen(L, index);
+  if (n > MOST_IDS) luaL_error(L, "at most %d ids can be excluded, got %d", MOST_IDS, n);
+  for (int i = 0; i < n; i++) {
+    lua_rawgeti(L, index, i + 1);
+    ids[i] = (int32_t)luaL_checkinteger(L, -1);
+    lua_pop(L, 1);
+  }
+  return n;
+}
 
 /*** 0 .. n-1 in an order that depends on seed, stream and step alone.
  * @function randperm
@@ -27,17 +43,9 @@ static int randperm(lua_State *L) {
  * @tparam[opt] Tensor mask u8 of the same shape, 0 = left out
  * @treturn Tensor i32 [count] */
 static int kept_positions(lua_State *L) {
-  enum { MOST = 4096 };
-  int32_t excluded[MOST];
+  int32_t excluded[MOST_IDS];
   sl_tensor *ids = sl_lua_check_tensor(L, 1), *mask = sl_lua_opt_tensor(L, 3);
-  luaL_checktype(L, 2, LUA_TTABLE);
-  int n = (int)lua_objlen(L, 2);
-  if (n > MOST) return luaL_error(L, "kept_positions: at most %d ids can be excluded, got %d", MOST, n);
-  for (int i = 0; i < n; i++) {
-    lua_rawgeti(L, 2, i + 1);
-    excluded[i] = (int32_t)luaL_checkinteger(L, -1);
-    lua_pop(L, 1);
-  }
+  int n = check_ids(L, 2, excluded);
   SL_LUA_TRY(L, sl_kept_positions(ids, mask, excluded, n, sl_lua_new_tensor(L)));
   return 1;
 }
@@ -53,8 +61,38 @@ static int pick_contexts(lua_State *L) {
   return 1;
 }
 
+/*** Masked-language-model examples (Devlin et al. 2018): some tokens are hidden, to be predicted.
+ * @function mask_tokens
+ * @tparam Tensor ids i32 [B, T]
+ * @tparam Tensor|nil mask u8 [B, T], 0 = padding
+ * @tparam table options exclude (ids never chosen), mask_id, vocab_size; rate (0.15), random_share (0), keep_share (0),
+ *   seed, step (0)
+ * @treturn Tensor hidden ids i32 [B, T]
+ * @treturn Tensor flat positions chosen, i32 [n], from 0
+ * @treturn Tensor the true ids there, i32 [n] */
+static int mask_tokens(lua_State *L) {
+  static const char *const names[] = { "exclude", "mask_id", "vocab_size", "rate", "random_share", "keep_share",
+                                       "seed", "step", NULL };
+  int32_t excluded[MOST_IDS];
+  sl_tensor *ids = sl_lua_check_tensor(L, 1), *mask = sl_lua_opt_tensor(L, 2);
+  sl_lua_check_options(L, 3, "mask_tokens", names);
+  lua_getfield(L, 3, "exclude");
+  sl_mask_options options = {
+    .rate = sl_lua_option_number(L, 3, "rate", 0.15), .random_share = sl_lua_option_number(L, 3, "random_share", 0),
+    .keep_share = sl_lua_option_number(L, 3, "keep_share", 0),
+    .mask_id = (int32_t)sl_lua_option_integer(L, 3, "mask_id", -1),
+    .vocab_size = (int32_t)sl_lua_option_integer(L, 3, "vocab_size", 0), .excluded = excluded,
+    .n_excluded = check_ids(L, lua_gettop(L), excluded), .seed = (uint64_t)sl_lua_option_integer(L, 3, "seed", 0),
+    .step = (uint64_t)sl_lua_option_integer(L, 3, "step", 0),
+  };
+  sl_tensor **hidden = sl_lua_new_tensor(L), **positions = sl_lua_new_tensor(L), **targets = sl_lua_new_tensor(L);
+  sl_lua_check(L, sl_mask_tokens(ids, mask, &options, hidden, positions, targets));
+  return 3;
+}
+
 static const luaL_Reg functions[] = {
-  { "randperm", randperm }, { "kept_positions", kept_positions }, { "pick_contexts", pick_contexts }, { NULL, NULL },
+  { "randperm", randperm }, { "kept_positions", kept_positions }, { "pick_contexts", pick_contexts },
+  { "mask_tokens", mask_tokens }, { NULL, NULL },
 };
 
 void sl_lua_open_data(lua_State *L) { luaL_setfuncs(L, functions, 0); }

@@ -1,0 +1,331 @@
+--- The sentences of storyworld that belong to one plot. Data only; notation: saelua.storyworld.templates.
+-- @module saelua.storyworld.scenes
+
+return {
+  go = {
+    "A go:v to R .", "A walk:v [slowly|quickly|quietly|] to R .", "then A leave:v P and go:v to R .",
+    "A run:v from P to R .", "after that , A walk:v to R .",
+    "A go:v back to R [before dinner|after breakfast|] .", "in the @part , A arrive:v R.at .",
+    "A want:v to go:b to R , and soon A arrive:v there .", "A walk:v down the road to R .",
+    "A stay:n P.at . A go:v to R .",
+  },
+  bring = {
+    "A bring:v O to R .", "A carry:v O to R .", "A take:v O.my to R .", "A go:v to R with O .",
+    "because A need:v O R.at , A take:v O.it there .",
+  },
+  want = {
+    'B look:v at O . "B>A what a [nice|beautiful|fine] O.n ! " B say:v .', "B like:v O very much .",
+    "B want:v to have:b O .", "\"B>A B need:t a O.n , \" B say:v . \"B>A B's O.n be:t broken . \"",
+    "- B have:n a O.n , and B be:v sad about it .",
+    '"B>A A have:t a O.c O.n , " say:v:B B.name . "B>A can:t:B B see:b O.it ? "',
+    '"B>A where do:p:A A find:b O.the ? " B ask:v .', "B need:v a O.n for B's work .",
+    "B never see:p such a O.n before .",
+  },
+  give = {
+    "+ A give:v O to B/r .", "+ A give:v B/r O .", "+ so A give:v O.the to B/r as a present .",
+    '+ "A>B it be:t a present for B/r , " A say:v , and give:v:A B/r O .',
+    '+ "A>B please take:b O.the , " A say:v . B take:v O.it gladly .',
+    "+ A smile:v and put:v O into B's hands .", "+ A need:n O , so A give:v O.it to B/r .",
+    "+ A be:v kind and give:v B/r O .",
+  },
+  now_has = {
+    "now B have:v O .", "now O.the/s belong:v to B.name/r .", "O.the/s be:v not with A/w but with B.name/w .",
+    "A have:n O.the now . B.name have:v O.it .", "B carry:v O.the home .",
+    "from that day on , O.the/s be:v with B.name/w .", "B take:v O.the back to P .",
+    "now A.name have:v no O.n , but B.name have:v one .",
+  },
+  lose = {
+    "- one @part A lose:v O .", "- A lose:v O.the R.at .", "- then A look:v for O , but O/s be:n there .",
+    "- O.my/s fall:v out of A's bag , and A hear:n it .", "- A come:v home without O.the .",
+    "- A can:n find:b O .", "- suddenly O/s be:n in its place .", '- "A>B where be:t:O O.my ? " A cry:v .',
+    "- A open:v the door , but O.the/s be:n there .",
+  },
+  ask_lost = {
+    '- "A>B A lose:p O.my , " A say:v . "A>B can:t:B B help:b A/o ? "',
+    '- "A>B do:p:B B see:b O.my ? " A ask:v . "B>A no , B do:pn see:b O.it , " B answer:v .',
+    '- "A>B who have:t O.my ? " A ask:v , but nobody know:v .',
+    "- A ask:v B/o about O , but B know:v nothing .",
+    '"B>A what color be:t:O O.the ? " B ask:v . "A>B O.it/s be:t O.c , " A say:v .',
+    '"A>B A need:t help , " A say:v to B/r . "A>B O.my/s be:t lost . "',
+  },
+  search = {
+    "- W look:v in every house , but W find:v nothing .", "- first A look:v S.at , but O.the/s be:n there .",
+    "- O.the/s be:n S.at .", "W look:v under the bed and behind the door .",
+    "- A look:v everywhere , but A find:n O.it .", "- B look:v into D.a , but D.the/s be:v empty .",
+    "- A ask:v the people S.at , but nobody know:v the answer .",
+    "- A can:n sleep:b because A think:v about O .",
+  },
+  found = {
+    "+ then B find:v O R.at !", "+ at last A find:v O behind a tree R.at .",
+    "+ O.the/s be:v in a dark room . A be:v very glad .",
+    '+ "B>A here be:t:O O.the ! " B call:v . O.it/s be:v under a chair .',
+    "+ \"B>A look:b ! \" B say:v . \"B>A A's O.n be:t:O under the table ! \"",
+    "+ soon B come:v back with O .", "+ B hear:v a noise near R , look:v down and find:v O .",
+    "+ A laugh:v because O.the/s be:v R.at the whole time .",
+    "+ a child find:v:sg O R.at and bring:v O.it to A/r .",
+  },
+  counted = {
+    "A have:v K#had .", "A pick:v K#had P.at .", "A buy:v K#had P.at .",
+    "there be:v:K#had K#had in A's basket .", "A count:v A's K.pl . there be:v:K#had #had of them .",
+    "in D.a A have:v K#had .", "A bring:v K#had from P .", "A's mother give:v:sg A/r K#had .",
+    "A put:v K#had into D.a .", "on the table there be:v:K#had K#had .",
+  },
+  eat = {
+    "A eat:v #gone of the K.pl for [breakfast|dinner|supper] .", "A be:v hungry , so A eat:v K#gone .",
+    "then A eat:v K#gone .", "A sit:v down and eat:v K#gone .",
+  },
+  drop = {
+    "- on the road A lose:v #gone of the K.pl .", "- A fall:v , and K#gone/s fall:v into the water .",
+    "- A drop:v K#gone .", "- the wind take:v:sg #gone of the K.pl .", "- K#gone/s be:v bad .",
+    "- a bird take:v:sg K#gone .",
+  },
+  share = {
+    "+ A give:v K#gone to B/r .", "+ A give:v B/r K#gone .",
+    "+ A share:v the K.pl with B/w and give:v B/r #gone .", "+ B ask:v for K#gone , and A give:v B/r #gone .",
+    '+ "A>B A can:t have:b K#gone , " A.name say:v .',
+  },
+  left = {
+    "now A have:v K#left .", "there be:v:K#left K#left left .", "so A have:v #left left .",
+    "now K#left/s be:v left .", '"B>A how many K.pl be:t:K left ? " B ask:v . "A>B #left , " A answer:v .',
+    "A count:v again : K#left .", "how many K.pl do:v:A A have:b now ? A have:v #left .",
+    "#had without #gone make:t:sg #left , so A have:v K#left .", "A put:v the other #left into D.a .",
+  },
+  add = {
+    "then A find:v #gone more K.pl .", "+ B give:v A/r K#gone more .", "later A pick:v #gone more K.pl .",
+    "then A buy:v #gone more .", "soon A get:v #gone more .",
+  },
+  sum = {
+    "now A have:v K#sum .", "#had and #gone make:t:K #sum , so A have:v K#sum .",
+    "A count:v the K.pl : there be:v:K#sum #sum .", "now there be:v:K#sum K#sum in D.the .",
+    '"B>A how many do:t:A A have:b now ? " B ask:v . "A>B A have:t K#sum , " say:v:A A.name .',
+    "how many K.pl be:v:K there now ? there be:v:K#sum #sum .",
+  },
+  purse = {
+    "B have:v C#purse .", "B open:v B's hand and count:v C#purse .",
+    "in B's bag there be:v:C#purse C#purse .", "B work:v all week for C#purse .",
+  },
+  price = {
+    "A want:v to sell:b O for C#price .", "O.the/s cost:v C#price .",
+    '"B>A how much do:t:O O.the cost:b ? " B ask:v . "A>B C#price , " A answer:v .',
+    '"A>B A can:t sell:b O.it for C#price , " A say:v .', '"A>B O.the/s cost:t only C#price , " A say:v .',
+  },
+  buy = {
+    "B buy:v O for C#price .", "B give:v A/r C#price and take:v O .", "A sell:v O to B/r for C#price .",
+    "B pay:v C#price , and A give:v B/r O .", "so B buy:v O from A/o .",
+  },
+  change = {
+    "now B have:v C#change .", "B.name have:v C#change left .", "after that , B have:v only C#change .",
+    "there be:v:C#change C#change left in B's hand .",
+  },
+  pet = {
+    "A have:v M.a .", "A live:v with M.a .", "M.a live:v:M with A/w .", "A's best friend be:v M.a .",
+    "A find:v M.a on the road and take:v M.it home .", "A have:v a animal at home : M.a .",
+  },
+  pet_life = {
+    "M.the/s follow:v A/o to P .", "every @part A feed:v M .", "M.the/s sleep:v near A's bed .",
+    "M/s like:v to run:b in the grass .", "+ A love:v M , and M/s love:v A/o .",
+    "M.the/s be:v M.z but very fast .", "M/s drink:v water and eat:v bread .",
+    "+ A play:v with M in the grass .", "M.the/s sit:v near the door and wait:v for A/o .",
+    "the M.c M.n be:v always with A/w .", "A wash:v M with hot water .",
+  },
+  pet_gone = {
+    "- one @part M.the/s run:v away .", "- M.the/s hear:v a loud noise and run:v to R .",
+    "- A wake:v , but M.the/s be:n there .", "- A open:v the door and M.the/s jump:v out .",
+    "- A call:v , but M.the/s do:n come:b back .",
+  },
+  pet_seek = {
+    '- "A>B do:p:B B see:b M.a ? " A ask:v B/o .',
+    '"A>B M.my/s be:t lost , " A say:v . "B>A what color be:t:M M.it ? " B ask:v . "A>B M.it/s be:t M.c . "',
+    "W look:v for M P.at and S.at .", "- M.the/s be:n P.at , and it be:v not S.at .",
+    "- A can:n eat:b or sleep:b without M .", "- A call:v M all night .",
+  },
+  pet_back = {
+    "+ W find:v M R.at .", "+ then B see:v M R.at .", "+ M.the/s be:v safe R.at !",
+    "+ M.the/s sleep:v quietly under a tree R.at .", "+ the M.c M.n come:v back from R alone .",
+    "+ B come:v with M and laugh:v .",
+  },
+  compare = {
+    "O.my/s be:v O.z , and Q.my/s be:v Q.z .", "A's O.n be:v O.c and B's Q.n be:v Q.c .",
+    "A have:v O.a and B have:v Q.a .",
+  },
+  both_have = {
+    "A have:v O.a , and B.name have:v Q.a .", "A bring:v O.a . B.name bring:v Q.a .",
+    "B have:v Q.a , but A have:v O.a .",
+  },
+  greater = {
+    "G.full/s be:v bigger than L.full .", "L.full/s be:v smaller than G.full .",
+    '"A>B who have:t the bigger O.n ? " A ask:v . X.name have:v the bigger one .',
+    "Y.name have:v the smaller O.n .", "X's O.n be:v bigger than Y's O.n .",
+    "which O.n be:v:O bigger , the O.c one or the Q.c one ? the G.c one be:v bigger .",
+    "the G.c O.n be:v heavier because G.it/s be:v bigger .", "L.full/s be:v not bigger than G.full .",
+  },
+  choose = {
+    "a child want:v:sg to play:b with the smaller O.n , so Y give:v it L .",
+    "X need:v more help because X's O.n be:v heavier .", "- Y want:v a bigger O.n too .",
+    '+ "B>A both be:t:W fine , " B say:v .', "W put:v both O.pl P.at .", "+ X be:v proud of the bigger O.n .",
+    "the G.c O.n be:v too big for D.a , but the L.c one be:n .",
+  },
+  race = {
+    "W want:v to know:b who be:v:A faster .", "W run:v from P to R .",
+    '"A>B A be:t faster than B/o , " A say:v .',
+    '"A>B A be:t the fastest A.job in the world , " A say:v . "B>A W see:f , " say:v:B B.name .',
+  },
+  race_end = {
+    "+ X be:v faster and win:v .", "+ X arrive:v first , and Y arrive:v second .",
+    "+ X win:v because X be:v faster than Y.name/o .", "Y be:v slower than X.name/o , but Y laugh:v .",
+    "Y do:n win:b , because X.name be:v faster .",
+  },
+  broken = {
+    "- one day O.the/s break:v .", "- O.the/s fall:v down and break:v .",
+    "- but O.the/s be:v broken , and A be:v sad .", "- A fall:v and break:v O .",
+    "- because the wind be:v strong , O.the/s fall:v and break:v .",
+    "- A can:n use:b O because O.it/s be:v broken .",
+  },
+  repair = {
+    "+ B can:v repair:b O .", "+ B take:v O home and repair:v O.it .", '+ "B>A B repair:f O.it , " B say:v .',
+    "+ B work:v all @part and repair:v O .", "+ B repair:v O with wood and paint .",
+    "+ W mend:v O together .",
+  },
+  repaired = {
+    "+ now O.the/s be:v not broken .", "+ in the evening O.the/s be:v whole again .",
+    "+ O.the/s be:v as good as new .", "+ now A can:v use:b O again .", "+ O.the/s be:v better than before .",
+    "+ soon O.the/s be:v ready , and A take:v O.it home .",
+  },
+  paint = {
+    "A like:n the color of O .", '"A>B A want:t a new color for O.my , " A say:v .',
+    "- the old paint on O be:v:O bad .", "O.the/s be:v O.c , but A want:v a new color .",
+  },
+  painted = {
+    "A paint:v O , and now O.it/s be:v O.c .", "A paint:v O.the with O.c paint .",
+    "B bring:v O.c paint , and W paint:v O.the .", "now O.the/s be:v O.c .",
+    "soon O.the/s have:v a new color : O.c .",
+  },
+  painted_end = {
+    "+ O.the/s be:n dirty now . O.it/s be:v O.c and beautiful .",
+    "\"A>B what color be:t:O A's O.n now ? \" A ask:v . \"B>A O.c ! \" say:v:B B.name .",
+    "+ everyone like:v the O.c O.n .", "+ A love:v O.c things .",
+    '+ "B>A O.c be:t a good color , " B say:v .',
+  },
+  hide = {
+    "A put:v O into D.a .", "A hide:v O in D.a .", "A open:v D.a , put:v O into D.it and close:v D.it .",
+    "W play:v a game . A hide:v O in D.a .",
+  },
+  guess = {
+    '"A>B where be:t:O O.the ? " A ask:v .',
+    '"A>B O.the/s be:tn P.at , " A say:v . "A>B where be:t:O O.it ? "',
+    "B look:v under the bed , but O.the/s be:n there .", "- B look:v behind the door and find:v nothing .",
+    '"B>A be:t:O O.it under the table ? " B ask:v . "A>B no , O.it/s be:tn , " A say:v .',
+  },
+  reveal = {
+    "+ then B open:v D.full and find:v O .",
+    '"B>A O.it/s be:t in the D.c D.n ! " B say:v . "A>B yes ! " A answer:v .', "+ B find:v O in D .",
+    "+ B look:v into D.full . O.the/s be:v there !", "A open:v D.the and show:v O to B/r .",
+  },
+  herd = {
+    "A have:v H#had P.at .", "there be:v:H#had H#had P.at .", "A see:v H#had P.at .",
+    "H#had/s stand:v P.at .", "A watch:v H#had P.at .",
+  },
+  herd_go = {
+    "H#gone/s walk:v to R .", "#gone of the H.pl run:v:H#gone away to R .",
+    "then H#gone/s go:v to R to drink:b .", "H#gone/s follow:v B.name/o to R .",
+    "A take:v #gone of the H.pl to R .",
+  },
+  herd_stay = {
+    "the other #left stay:v:H#left P.at .", "H#left/s stay:v P.at .",
+    "now there be:v:H#left only H#left P.at .", "how many be:v:H P.at now ? there be:v:H#left #left .",
+    "#left of the H.pl leave:n:H#left P .", "A count:v H#left P.at and #gone R.at .",
+  },
+  herd_life = {
+    "the H.pl/s eat:v the grass .", "the H.pl/s be:v quiet .", "the H.pl/s sleep:v under the trees .",
+    "+ A love:v the H.pl .", "A give:v water to the H.pl .", "the H.pl/s be:n afraid of A/o .",
+  },
+  storm = {
+    "- it rain:v all @part .", "- because it be:v @weather , W stay:v at home .",
+    "- W want:v to go:b to R , but the weather be:v bad .", "- it be:v @weather , so nobody go:v to R .",
+    "- A can:n go:b to R because of the rain .",
+    '- "A>B W can:tn go:b to R today , " A say:v . "A>B it be:t too @weather . "',
+  },
+  inside = {
+    "W sit:v near the fire and tell:v stories .", "A read:v a story to B/r .",
+    "W play:v a game at the table .", "A cook:v soup , and B wash:v the dishes .",
+    "B sing:v a song , and A listen:v .", "+ W drink:v hot tea and laugh:v .",
+    "A look:v out of the window at the rain .", "A write:v a letter to A's sister .",
+  },
+  plan = {
+    '"A>B tomorrow A visit:f R , " A say:v . "A>B will B come:b too ? "',
+    '"A>B A want:t to see:b R on @next , " A say:v .', '"A>B on @next there be:f music R.at , " A say:v .',
+    '"A>B tomorrow A go:f to R , " say:v:A A.name .', '"A>B will B go:b to R with A/w ? " A ask:v .',
+    '"A>B please come:b to R with A/w on @next , " A say:v .',
+  },
+  plan_talk = {
+    '"A>B what will B do:b tomorrow ? " A ask:v . "B>A B go:f to R , " B answer:v .',
+    '"A>B will it rain:b tomorrow ? " A ask:v . "B>A no , it rain:fn tomorrow , " B answer:v .',
+    '"A>B next @season W go:f to R together , " say:v:A A.name .',
+    "A hope:v that it will be:b a nice day tomorrow .",
+    '"A>B on @next A play:fn , " A say:v . "A>B A work:f . "',
+    '"B>A one day B see:f the whole world , " B say:v .',
+  },
+  plan_no = {
+    '- "B>A no , B can:tn come:b , " B answer:v . "B>A B work:f all day . "',
+    '- "B>A no , B stay:f at home , " B say:v .', "- but B can:n come:b , because B be:v too busy .",
+    '- "B>A B be:fn there , " say:v:B B.name . "B>A B be:t too busy . "',
+    "- \"B>A not on that day , \" B answer:v . \"B>A B's sister be:t sick . \"",
+  },
+  plan_yes = {
+    '+ "B>A yes , B come:f , " B say:v .', '+ "B>A yes , please ! " say:v:B B.name .',
+    '+ "B>A B stay:fn at home , " say:v:B B.name . "B>A B come:f with A/w ! "',
+    '+ "B>A that be:t a good idea , " B say:v .', "+ B be:v glad and want:v to come:b too .",
+  },
+  plan_more = {
+    "the next day W meet:f R.at .", '+ "A>B W be:f happy there , " A say:v .',
+    '"B>A B bring:f bread and tea , " B say:v .', '"A>B W stay:f there until the evening , " A say:v .',
+    '"A>B B be:fn alone , " A say:v .', '+ "B>A it be:f a beautiful day , " B say:v .',
+    '"B>A when will W start:b ? " B ask:v . "A>B early in the morning , " A say:v .',
+    '"A>B A wait:f for B/o near P , " A say:v .',
+  },
+  party = {
+    "+ there be:v a big dinner in A's house .", "A invite:v B/o to a dinner .",
+    "it be:v the day of the big dinner .", "A want:v to make:b a big dinner for A's friends .",
+  },
+  guests = {
+    "K#had/s come:v to A's house .", "A wait:v for K#had , and soon everyone be:v there .",
+    "there be:v:K#had K#had at the table .",
+    '"B>A how many guests be:t:pl there ? " B ask:v . "A>B #had , " A answer:v .',
+  },
+  guests_some = {
+    "#gone of the guests go:v:K#gone home early .", "after dinner #gone of the guests leave:v:K#gone .",
+    "then #gone of the guests go:v:K#gone away .",
+    "because it be:v late , #gone of the guests leave:v:K#gone .",
+  },
+  guests_left = {
+    "the other #left stay:v:K#left until night .", "now there be:v:K#left K#left in the house .",
+    "so only #left be:v:K#left still there .",
+    "#had without #gone make:t:sg #left , so there be:v:K#left K#left now .",
+  },
+  feast = {
+    "A make:v soup , and B bring:v bread and cakes .", "+ B play:v music and A dance:v .",
+    "+ everyone sing:v and laugh:v .", "+ the food be:v good and the room be:v warm .",
+    "nobody be:v hungry .", "A tell:v a [long|short] story about P .",
+  },
+  letter = {
+    "A write:v a long letter to B.name/r , the B.job .",
+    "A send:v a letter to B.name/r . B be:v a B.job and A's friend .",
+    "- B.name , the B.job , be:v far away , so A write:v a letter .",
+  },
+  letter_text = {
+    '"A>B dear B.name/t , " it say:v , "A>B A have:t O.a now . "',
+    '"A>B dear B.name/t , A live:t near R now , " A write:v .',
+    '"A>B dear B.name/t , please visit:b A/o in @season , " A write:v .',
+    '"A>B dear B.name/t , how be:t:B B ? " A write:v .', "in the letter A tell:v B/o about O.my .",
+  },
+  letter_read = {
+    "B read:v the letter and smile:v .", "+ B be:v glad and read:v the letter again .",
+    "B keep:v the letter in D.a .", "B show:v the letter to B's mother .", "B read:v the letter R.at .",
+    "B sit:v down and read:v every word .",
+  },
+  letter_answer = {
+    'soon B answer:v : "B>A B come:f to R in @season . "',
+    '+ B answer:v : "B>A B thank:t A/o for the letter . "', "- B do:n answer:b , and A wait:v every day .",
+    '"B>A dear A.name/t , B can:tn come:b , " B answer:v .', "B send:v A/r a long answer .",
+  },
+}

@@ -19,6 +19,7 @@ lua_State *sl_lua_enter_hooks(lua_State *L);
 void sl_lua_leave_hooks(lua_State *L, lua_State *previous);
 
 void sl_lua_open_tokenizer(lua_State *L);
+void sl_lua_open_packer(lua_State *L);
 void sl_lua_open_weights(lua_State *L);
 void sl_lua_open_model(lua_State *L);
 

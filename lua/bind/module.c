@@ -1,5 +1,6 @@
 /* luaopen_saelua_core: the C half of the library, one table. lua/saelua/init.lua makes it pleasant. */
 #include "bind.h"
+#include "bind_model.h"
 
 int luaopen_saelua_core(lua_State *L) {
   lua_newtable(L);
@@ -11,5 +12,9 @@ int luaopen_saelua_core(lua_State *L) {
   sl_lua_open_device(L);
   sl_lua_open_data(L);
   sl_lua_open_io(L);
+  sl_lua_open_tokenizer(L);
+  sl_lua_open_packer(L);
+  sl_lua_open_weights(L);
+  sl_lua_open_model(L);
   return 1;
 }

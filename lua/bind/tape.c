@@ -6,6 +6,7 @@
  *     loss:backward()                -- leaves now hold t:grad(); the tape is empty and stopped
  * @classmod saelua.Tape */
 #include "bind.h"
+#include "bind_model.h"
 
 static sl_tape *check_tape(lua_State *L) { return sl_lua_check_box(L, 1, SL_LUA_TAPE, "the tape"); }
 
@@ -50,7 +51,10 @@ static int tape_reset(lua_State *L) {
 static int tape_backward(lua_State *L) {
   sl_tape *tape = check_tape(L);
   sl_tensor *loss = sl_lua_check_tensor(L, 2), *seed = sl_lua_opt_tensor(L, 3);
-  sl_lua_check(L, sl_tape_backward(tape, loss, seed));
+  lua_State *previous = sl_lua_enter_hooks(L);
+  sl_status status = sl_tape_backward(tape, loss, seed);
+  sl_lua_leave_hooks(L, previous);
+  sl_lua_check(L, status);
   return 0;
 }
 

@@ -1,6 +1,7 @@
 /*** Tensors: shape, views, copies, values, gradients. Dimensions and positions count from 1.
  * @classmod saelua.Tensor */
 #include "bind.h"
+#include "bind_model.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -361,7 +362,10 @@ static int tensor_backward(lua_State *L) {
   sl_tensor *t = sl_lua_check_tensor(L, 1), *seed = sl_lua_opt_tensor(L, 2);
   sl_tape *tape = sl_tape_active();
   if (!tape) return luaL_error(L, "backward: no tape is recording; call tape:start() before the forward pass");
-  sl_lua_check(L, sl_tape_backward(tape, t, seed));
+  lua_State *previous = sl_lua_enter_hooks(L);
+  sl_status status = sl_tape_backward(tape, t, seed);
+  sl_lua_leave_hooks(L, previous);
+  sl_lua_check(L, status);
   return 0;
 }
 

@@ -26,7 +26,7 @@ typedef struct {
 int host_paths_find(host_paths *paths, char *why, size_t size);
 
 /* A state with the standard libraries, package.path and cpath set, and our modules preloaded.
- * `paths` must outlive it. NULL when there is no memory for one. */
+ * `paths` must outlive it. NULL, with a message on stderr, when that fails. */
 lua_State *host_state_open(const host_paths *paths);
 
 /* Installs SIGINT and SIGTERM handlers that act on `L`; host_signals_remove before lua_close. */
@@ -37,6 +37,9 @@ void host_signals_remove(void);
 void host_signals_register(lua_State *L);
 /* Adds mkdir, rename, remove, remove_tree, list, stat, sync_dir, sync_file, truncate, cwd, realpath. */
 void host_fs_register(lua_State *L);
+
+/* Flushes standard output. Returns `status`, or a failure when output was lost (a full disk behind it). */
+int host_flush_output(int status);
 
 /* luaopen functions of the modules named above. */
 int host_lib_open(lua_State *L);

@@ -17,6 +17,12 @@
 #define SAELUA_VERSION "unknown"
 #endif
 
+int host_flush_output(int status) {
+  if (fflush(stdout) == 0 && !ferror(stdout)) return status;
+  fprintf(stderr, "saelua: standard output could not be written\n");
+  return status != 0 ? status : EXIT_FAILURE;
+}
+
 static int check_fd(lua_State *L, int index) {
   lua_Integer fd = luaL_checkinteger(L, index);
   luaL_argcheck(L, fd >= 0 && fd < 1024, index, "a file descriptor is expected (0 stdin, 1 stdout, 2 stderr)");
@@ -85,6 +91,14 @@ static int cpu_count(lua_State *L) {
   return 1;
 }
 
+/* exit(status): closes the state (finalizers run) and ends the process; a lost output is an error */
+static int exit_program(lua_State *L) {
+  int status = (int)luaL_checkinteger(L, 1);
+  host_signals_remove();
+  lua_close(L);
+  exit(host_flush_output(status));
+}
+
 static void set_string(lua_State *L, const char *key, const char *value) {
   lua_pushstring(L, value);
   lua_setfield(L, -2, key);
@@ -99,6 +113,7 @@ int host_lib_open(lua_State *L) {
     { "rss", rss },
     { "peak_rss", peak_rss },
     { "cpu_count", cpu_count },
+    { "exit", exit_program },
     { NULL, NULL },
   };
   const host_paths *paths = lua_touserdata(L, lua_upvalueindex(1));

@@ -42,18 +42,10 @@ int main(int argc, char **argv) {
     return EXIT_FAILURE;
   }
   lua_State *L = host_state_open(&paths);
-  if (!L) {
-    fprintf(stderr, "saelua: no memory for a Lua state\n");
-    return EXIT_FAILURE;
-  }
+  if (!L) return EXIT_FAILURE;
   host_signals_install(L);
   int status = run(L, argc, argv);
   host_signals_remove();
   lua_close(L);
-  /* Output that could not be written (a full disk behind stdout) is an error, not silence. */
-  if (fflush(stdout) != 0 || ferror(stdout)) {
-    fprintf(stderr, "saelua: standard output could not be written\n");
-    return status != 0 ? status : EXIT_FAILURE;
-  }
-  return status;
+  return host_flush_output(status);
 }

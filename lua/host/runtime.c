@@ -13,7 +13,7 @@
 static const char MARK[] = "lua/saelua/cli.lua";
 
 static int holds_library(const char *dir) {
-  char probe[SL_HOST_PATH_MAX + sizeof MARK + 1];
+  char probe[SL_HOST_PATH_MAX + 64 + sizeof MARK];
   snprintf(probe, sizeof probe, "%s/%s", dir, MARK);
   return access(probe, R_OK) == 0;
 }
@@ -95,8 +95,8 @@ static int prepare(lua_State *L) {
 
   /* Our library first, so that a folder called saelua beside the recipe cannot hide it. */
   lua_pushfstring(L, "%s/lua/?.lua;%s/lua/?/init.lua;", paths->share, paths->share);
-  widen_path(L, "path", lua_tostring(L, -1), "");
-  lua_pop(L, 1);
+  lua_insert(L, -2); /* stack: paths, ours, package */
+  widen_path(L, "path", lua_tostring(L, -2), "");
   /* Debian keeps lua-cjson in the multiarch folder; other builds of LuaJIT do not look there. */
 #ifdef __x86_64__
   widen_path(L, "cpath", "", ";/usr/lib/x86_64-linux-gnu/lua/5.1/?.so;/usr/lib/lua/5.1/?.so");
@@ -117,8 +117,13 @@ static int prepare(lua_State *L) {
 
 lua_State *host_state_open(const host_paths *paths) {
   lua_State *L = luaL_newstate();
-  if (!L) return NULL;
+  if (!L) {
+    fprintf(stderr, "saelua: no memory for a Lua state\n");
+    return NULL;
+  }
   if (lua_cpcall(L, prepare, (void *)paths) != 0) {
+    const char *why = lua_tostring(L, -1);
+    fprintf(stderr, "saelua: %s\n", why ? why : "the Lua state could not be set up");
     lua_close(L);
     return NULL;
   }

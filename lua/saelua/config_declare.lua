@@ -48,6 +48,7 @@ local function option_of(name, declared)
   end
   local option = { name = name, default = declared[1], help = declared[2] }
   take_fields(option, declared)
+  if option.default == require("saelua.json").null then option.default = nil end
   option.type = option.type or types.infer(option.default)
   if not types.exists(option.type) then
     misuse("%s: type = one of %s expected%s", name, table.concat(types.names(), ", "),

@@ -72,6 +72,21 @@ static sl_status check_row_numbers(const int32_t *row, int64_t count, int64_t n)
   return SL_OK;
 }
 
+sl_status sl_merge_index(int64_t n, const sl_tensor *positions, sl_tensor **out) {
+  SL_TRY(sl_tensor_expect(positions, "merge index", "positions", SL_I32, 1));
+  if (!sl_tensor_device(positions)->host_memory || !sl_tensor_is_contiguous(positions))
+    return sl_fail(SL_EDEVICE, "merge index: positions must be contiguous on the CPU");
+  const int32_t *position = sl_tensor_data(positions);
+  int64_t m = positions->shape[0];
+  if (n < 0 || n + m > INT32_MAX) return sl_fail(SL_EINVAL, "merge index: %lld rows, too many", (long long)(n + m));
+  SL_TRY(check_row_numbers(position, m, n));
+  SL_TRY(sl_tensor_create(sl_cpu_device(), SL_I32, 1, &n, out));
+  int32_t *index = sl_tensor_data(*out);
+  for (int64_t i = 0; i < n; i++) index[i] = (int32_t)i;
+  for (int64_t j = 0; j < m; j++) index[position[j]] = (int32_t)(n + j);
+  return SL_OK;
+}
+
 sl_status sl_pick_rows(const sl_tensor *matrix, const sl_tensor *rows, sl_tensor **out) {
   SL_TRY(sl_tensor_expect(matrix, "pick rows", "the matrix", matrix->dtype, 2));
   SL_TRY(sl_tensor_expect(rows, "pick rows", "rows", SL_I32, 1));

@@ -61,6 +61,19 @@ static int pick_contexts(lua_State *L) {
   return 1;
 }
 
+/*** The order that puts new rows in the place of old ones:
+ * gather_rows(concat({ old, new }, 1), merge_index(n, positions)).
+ * @function merge_index
+ * @tparam integer n rows of the old matrix
+ * @tparam Tensor positions i32, from 0: where the new rows go
+ * @treturn Tensor i32 [n] */
+static int merge_index(lua_State *L) {
+  int64_t n = sl_lua_check_integer(L, 1, 0, INT32_MAX);
+  sl_tensor *positions = sl_lua_check_tensor(L, 2);
+  SL_LUA_TRY(L, sl_merge_index(n, positions, sl_lua_new_tensor(L)));
+  return 1;
+}
+
 /*** Masked-language-model examples (Devlin et al. 2018): some tokens are hidden, to be predicted.
  * @function mask_tokens
  * @tparam Tensor ids i32 [B, T]
@@ -92,7 +105,7 @@ static int mask_tokens(lua_State *L) {
 
 static const luaL_Reg functions[] = {
   { "randperm", randperm }, { "kept_positions", kept_positions }, { "pick_contexts", pick_contexts },
-  { "mask_tokens", mask_tokens }, { NULL, NULL },
+  { "mask_tokens", mask_tokens }, { "merge_index", merge_index }, { NULL, NULL },
 };
 
 void sl_lua_open_data(lua_State *L) { luaL_setfuncs(L, functions, 0); }

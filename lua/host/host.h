@@ -33,6 +33,9 @@ lua_State *host_state_open(const host_paths *paths);
 void host_signals_install(lua_State *L);
 void host_signals_remove(void);
 
+/* Forgets signals seen so far and disarms the hook. */
+void host_signals_forget(lua_State *L);
+
 /* Adds interrupted, clear_interrupt and graceful to the table on top of the stack. */
 void host_signals_register(lua_State *L);
 /* Adds mkdir, rename, remove, remove_tree, list, stat, sync_dir, sync_file, truncate, cwd, realpath. */

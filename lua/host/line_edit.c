@@ -114,6 +114,7 @@ static int line_read(lua_State *L) {
   if (!text || count <= 0) {
     if (count < 0 && code == EINTR) {
       el_reset(editor.el);
+      host_signals_forget(L); /* it was for the line, not for a computation */
       fputc('\n', stdout);
       lua_pushboolean(L, 0);
     } else {

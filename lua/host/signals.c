@@ -69,9 +69,7 @@ static int interrupted(lua_State *L) {
   return 1;
 }
 
-/* clear_interrupt() -> what interrupted() said; forgets the signal */
-static int clear_interrupt(lua_State *L) {
-  interrupted(L);
+void host_signals_forget(lua_State *L) {
   sigset_t both, before;
   sigemptyset(&both);
   sigaddset(&both, SIGINT);
@@ -82,6 +80,12 @@ static int clear_interrupt(lua_State *L) {
   seen = 0;
   last = 0;
   sigprocmask(SIG_SETMASK, &before, NULL);
+}
+
+/* clear_interrupt() -> what interrupted() said; forgets the signal */
+static int clear_interrupt(lua_State *L) {
+  interrupted(L);
+  host_signals_forget(L);
   return 1;
 }
 

@@ -90,6 +90,7 @@ local function run(chunk, env)
   -- Printing runs code of the values; its errors are no reason to end either.
   ok, results = errors.call(function() print_values(results, env) end)
   if not ok then print_error(errors.text(results)) end
+  host.clear_interrupt()
 end
 
 local commands = {}
@@ -167,7 +168,7 @@ function commands.quit() return "quit" end
 local COMMAND_NAMES = { "help", "quit", "reload", "time" }
 
 local function run_command(line, env)
-  local name, rest = line:match("^%s*:(%a*)%s*(.-)%s*$")
+  local name, rest = line:match("^%s*:%s*(%a*)%s*(.-)%s*$")
   if name and commands[name] then
     local ok, result = pcall(commands[name], rest, env)
     if not ok then print_error(tostring(result)) end
@@ -237,11 +238,12 @@ end
 
 -- Reads and runs one command or chunk; returns "quit" when it is time to leave.
 local function read_chunk(lines, env)
+  io.stdout:flush()
   local line = lines.read("> ")
   if line == nil then return "quit" end
   if line == false then -- Ctrl-C at the prompt drops what was typed
     require("saelua.host").clear_interrupt()
-  elseif line:find("^%s*:%a") then
+  elseif line:find("^%s*:%s*%a") then
     lines.remember(line)
     return run_command(line, env)
   elseif line:find("%S") then
@@ -260,7 +262,6 @@ function repl.run(env, banner)
   end
   lines = lines or pipe_lines()
   repeat
-    io.stdout:flush()
     local ok, result = pcall(read_chunk, lines, env)
     if not ok then -- an interrupt between two computations
       require("saelua.host").clear_interrupt()

@@ -76,7 +76,8 @@ int wp_is_word(uint32_t c) {
     return 1;
   default:
     return c == 0x200c || c == 0x200d || (c >= 0x24b6 && c <= 0x24e9) || (c >= 0x1f130 && c <= 0x1f149) ||
-           (c >= 0x1f150 && c <= 0x1f169) || (c >= 0x1f170 && c <= 0x1f189);
+           (c >= 0x1f150 && c <= 0x1f169) || (c >= 0x1f170 && c <= 0x1f189) ||
+           in_ranges(new_word_ranges, COUNT(new_word_ranges), c);
   }
 }
 

@@ -7,6 +7,8 @@ Made with tokenizers 0.23.3, Python 3.11 (unicodedata 14.0).
 """
 import tokenizers
 import unicodedata
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordPiece
 from tokenizers.normalizers import NFD, BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
@@ -17,8 +19,10 @@ def bert(**flags):
 
 
 clean, strip, lower = bert(clean_text=True), bert(strip_accents=True), bert(lowercase=True)
+finder = Tokenizer(WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+finder.add_tokens([AddedToken("Q", single_word=True, normalized=False)])
 nfd, pieces = NFD().normalize_str, BertPreTokenizer().pre_tokenize_str
-dropped, punctuation, marks, nonstarters, undecomposed, lowered = [], [], [], [], [], []
+dropped, punctuation, marks, nonstarters, undecomposed, lowered, words = [], [], [], [], [], [], []
 for code in range(0x80, 0x110000):
     if 0xD800 <= code < 0xE000:
         continue
@@ -27,6 +31,8 @@ for code in range(0x80, 0x110000):
         dropped.append(code)
     if len(pieces(f"a{c}b")) == 3:
         punctuation.append(code)
+    if unicodedata.category(c) == "Cn" and finder.encode("Q" + c).ids[0] != 1:
+        words.append(code)  # \w of the package's regex crate, in a newer Unicode than 14
     if nfd(c) == c:
         if strip(c) == "":
             marks.append(code)
@@ -82,6 +88,7 @@ table("punctuation_ranges", "Always a word of their own.", punctuation)
 table("mark_ranges", "Removed by strip_accents after decomposition.", marks)
 table("nonstarter_ranges", "Characters with a combining class: only these are reordered by NFD.", nonstarters)
 table("undecomposed_ranges", "Left whole, though newer Unicode versions decompose them.", undecomposed)
+table("new_word_ranges", "Word characters (regex class w) newer than Unicode 14.", words)
 lower_ranges = []
 for code, to in lowered:
     if lower_ranges and lower_ranges[-1][1] == code - 1 and to - code == lower_ranges[-1][2]:

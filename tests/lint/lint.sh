@@ -18,11 +18,11 @@ check() {
 
 # The LuaJIT of Debian compiles every file: newer syntax, which luacheck may let pass, stops here.
 compile_lua() {
-  status=0
-  for file in $(find lua recipes tests -name '*.lua'); do
-    luajit -bl "$file" /dev/null || status=1
-  done
-  return $status
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  find lua recipes tests -name '*.lua' -exec sh -c '
+    status=0
+    for file; do luajit -bl "$file" /dev/null || status=1; done
+    exit $status' sh {} +
 }
 
 shell_scripts() { echo dev .ci/run; find tests -name '*.sh'; }
@@ -39,7 +39,7 @@ if command -v codespell >/dev/null 2>&1; then
   # Vocabularies, model files and the corpus' word lists are data, not prose.
   check codespell codespell -q 3 --ignore-words tests/lint/codespell_ignore.txt \
     --skip '*.safetensors,*/vocab.txt,*tokenizer*.json,*/wordpiece_tables.h,*/fixtures/*,*/storyworld/*' \
-    kernels core lua recipes tests docs cmake dev CMakeLists.txt $(ls ./*.md 2>/dev/null)
+    kernels core lua recipes tests docs cmake dev CMakeLists.txt ./*.md
 fi
 
 if [ -n "$failed" ]; then

@@ -45,9 +45,20 @@ static void clean_up(buffer *b, size_t begin) {
   for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++) replace(b, begin, rules[i][0], rules[i][1]);
 }
 
-static sl_status append_token(const sl_wordpiece *tok, const struct wp_token *token, int first, buffer *out) {
-  const char *text = tok->text + token->at;
-  size_t bytes = token->bytes, begin = out->count, prefix = strlen(tok->decode_prefix);
+/* An id's string; an added token that is sought in normalised text gives its normalised form, as in the package. */
+static const char *string_of(const sl_wordpiece *tok, int32_t id, size_t *bytes) {
+  for (size_t i = 0; i < tok->normalized.count; i++) {
+    const wp_added *added = &tok->normalized.tokens[i];
+    if (added->id == id) return *bytes = added->bytes, added->content;
+  }
+  *bytes = tok->tokens[id].bytes;
+  return tok->text + tok->tokens[id].at;
+}
+
+static sl_status append_token(const sl_wordpiece *tok, int32_t id, int first, buffer *out) {
+  size_t bytes;
+  const char *text = string_of(tok, id, &bytes);
+  size_t begin = out->count, prefix = strlen(tok->decode_prefix);
   if (!first) {
     if (tok->has_decoder && bytes >= prefix && memcmp(text, tok->decode_prefix, prefix) == 0) {
       text += prefix;
@@ -70,7 +81,7 @@ sl_status sl_wordpiece_decode(const sl_wordpiece *tok, const int32_t *ids, size_
   int first = 1;
   for (size_t i = 0; status == SL_OK && i < count; i++) {
     if (ids[i] < 0 || ids[i] >= tok->size || (skip_special && sl_wordpiece_is_special(tok, ids[i]))) continue;
-    status = append_token(tok, &tok->tokens[ids[i]], first, &out);
+    status = append_token(tok, ids[i], first, &out);
     first = 0;
   }
   if (status != SL_OK) {

@@ -31,8 +31,12 @@ sl_status sl_json_parse(const char *text, size_t bytes, const char *where, json_
   sl_json_init();
   json_error_t error;
   *out = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
+  if (allocation_failed) { /* also with a result: jansson 2.14 drops characters when a buffer cannot grow */
+    json_decref(*out);
+    *out = NULL;
+    return sl_fail_context(SL_ENOMEM, "%s", where);
+  }
   if (*out) return SL_OK;
-  if (allocation_failed) return sl_fail_context(SL_ENOMEM, "%s", where);
   return sl_fail(SL_EFORMAT, "%s: not valid JSON: line %d, column %d: %s", where, error.line, error.column, error.text);
 }
 
@@ -49,7 +53,8 @@ sl_status sl_json_load(const char *path, size_t max_bytes, json_t **out) {
 sl_status sl_json_save(const char *path, const json_t *json) {
   sl_json_init();
   char *text = json_dumps(json, JSON_INDENT(2));
-  if (!text) {
+  if (!text || allocation_failed) {
+    sl_mem_free(text);
     if (allocation_failed) return sl_fail_context(SL_ENOMEM, "%s", path);
     return sl_fail(SL_EINVAL, "%s: the value cannot be written as JSON (not an object or array)", path);
   }

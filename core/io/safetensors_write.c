@@ -100,7 +100,7 @@ static sl_status add_tensor(const char *path, json_t *root, const placement *whe
 static sl_status build_header(const char *path, const placement *places, size_t count, json_t *root, char **text) {
   for (size_t i = 0; i < count; i++) SL_TRY(add_tensor(path, root, &places[i]));
   *text = json_dumps(root, JSON_COMPACT);
-  if (!*text) return sl_fail(SL_ENOMEM, "%s: out of memory for the header", path);
+  if (!*text || sl_json_out_of_memory()) return sl_fail(SL_ENOMEM, "%s: out of memory for the header", path);
   return SL_OK;
 }
 

@@ -300,7 +300,8 @@ static void test_failing_allocations(void **state) {
     if (status == SL_OK) status = sl_wordpiece_encode(tok, text, strlen(text), SL_ENCODE_OFFSETS, &list);
     if (status == SL_OK) status = sl_wordpiece_decode(tok, list.ids, list.count, 0, &decoded, &bytes);
     sl_mem_fail_at(0);
-    if (status == SL_OK) assert_string_equal(decoded, "ab [UNK] [UNK] [M] Zz ab");
+    if (status != SL_OK && status != SL_ENOMEM) fail_msg("%lld: %s", (long long)n, sl_last_error());
+    if (status == SL_OK) assert_string_equal(decoded, "ab a [UNK] [M] zz ab");
     sl_mem_free(decoded);
     sl_token_list_free(&list);
     sl_wordpiece_free(tok);

@@ -27,7 +27,7 @@ static sl_activation option_activation(lua_State *L, int index) {
 }
 
 /*** An empty model.
- * @function saelua.core.model
+ * @function saelua.core.new_model
  * @tparam table spec n_layers, d_model, n_heads, d_head, d_mlp, vocab_size, max_positions, n_types, norm ("layer"),
  *   norm_place ("post"), norm_eps, position ("absolute"), activation ("gelu"), head ("none" or "mlm"), tied_head, dtype
  * @tparam[opt="cpu"] string device
@@ -447,7 +447,7 @@ static const luaL_Reg methods[] = {
   { "forward", model_forward }, { "free", model_gc }, { NULL, NULL },
 };
 static const luaL_Reg meta[] = { { "__gc", model_gc }, { NULL, NULL } };
-static const luaL_Reg functions[] = { { "model", model_new }, { NULL, NULL } };
+static const luaL_Reg functions[] = { { "new_model", model_new }, { NULL, NULL } };
 
 void sl_lua_open_model(lua_State *L) {
   sl_lua_new_class(L, SL_LUA_MODEL, methods, meta);

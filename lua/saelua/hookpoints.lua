@@ -154,7 +154,9 @@ end
 -- @treturn {integer,...}
 function Names:resolve(wanted)
   if type(wanted) == "string" then wanted = { wanted } end
-  if type(wanted) ~= "table" then error("hook points: a name or a list of names expected, got a " .. type(wanted), 0) end
+  if type(wanted) ~= "table" then
+    error("hook points: a name or a list of names expected, got a " .. type(wanted), 0)
+  end
   local found, out = {}, {}
   for _, name in ipairs(wanted) do match(self, name, found) end
   for index = 1, #self.sites do

@@ -97,7 +97,7 @@ function M.new(config, options)
   spec.head = o.head and "mlm" or "none"
   spec.tied_head = o.head and families.value(family, copy, family.tied.key) ~= false
   spec.dtype = "f32"
-  local model = core.model(spec, o.device)
+  local model = core.new_model(spec, o.device)
   model:init(o.seed, families.value(family, copy, "initializer_range"), families.value(family, copy, "pad_token_id"))
   return make({ core = model, config = copy, family = family, spec = spec }, o.name,
     { device = o.device, dialect = o.dialect, tokenizer = o.tokenizer })
@@ -317,13 +317,13 @@ end
 -- Weights ------------------------------------------------------------------------------------------------------
 
 --- Every weight, named as transformers saves it. The tensors are the model's own.
--- @treturn {table,...} { name, tensor }, in order
+-- @treturn {table,...} { name, tensor, slot }, in order
 function Model:parameters()
   local list = {}
   for i, entry in ipairs(self.core:slots()) do
     list[i] = {
       name = families.saved_name(self.family, entry.slot, entry.layer, self.spec.head),
-      tensor = self.core:get(entry.slot, entry.layer),
+      tensor = self.core:get(entry.slot, entry.layer), slot = entry.slot,
     }
   end
   return list
@@ -333,7 +333,7 @@ end
 -- @tparam[opt=true] boolean yes
 -- @treturn Model itself
 function Model:train(yes)
-  self.core:trainable(yes ~= false)
+  call(self.core.trainable, self.core, yes ~= false)
   return self
 end
 

@@ -1,4 +1,4 @@
---- Models on disk in Hugging Face layout: finding, reading, writing. Functions here return nil and a message on failure.
+--- Models on disk in Hugging Face layout: finding, reading, writing. Functions return nil and a message on failure.
 -- @module saelua.model_files
 local core = require "saelua.core"
 local families = require "saelua.families"
@@ -52,8 +52,9 @@ function files.find(name)
   folder = snapshot(cache, name)
   if not folder and not name:find("/", 1, true) then folder = snapshot(cache, "google-bert/" .. name) end
   if folder then return folder end
-  return nil, ("model %s: neither a folder nor a built-in model, and not in the Hugging Face cache (%s). Downloading "
-    .. "from the hub is not built yet: fetch it with `hf download %s`, or name a local folder"):format(name, cache, name)
+  return nil, ("model %s: neither a folder nor a built-in model, and not in the Hugging Face cache (%s). "
+    .. "Downloading from the hub is not built yet: fetch it with `hf download %s`, or name a local folder"):format(name,
+    cache, name)
 end
 
 -- Reading ------------------------------------------------------------------------------------------------------
@@ -86,7 +87,7 @@ local FLOATS = { F64 = true, F32 = true, F16 = true, BF16 = true }
 -- The file's name of a slot's weight, or nil and what is wrong.
 local function find_weight(family, weights, names, entry, folder)
   local plain = families.weight_name(family, entry.slot, entry.layer)
-  local name = names[plain] or names[family.alternates[entry.slot]]
+  local name = names[family.preferred[entry.slot]] or names[plain]
   if not name then
     return nil, ("%s: tensor %s%s is missing, and config.json asks for it"):format(folder,
       plain:find(family.unprefixed) and "" or "[" .. family.prefix .. "]", plain)
@@ -125,7 +126,8 @@ local function is_tied(family, config, weights, names, warn)
   local own = names[family.weights[family.tied.slot]]
   local table_name = names[family.weights[family.tied.to]]
   if not own or not table_name or weights:same(own, table_name) then return true end
-  warn(("the config ties %s to %s, but the file holds two different tensors: they are not tied"):format(own, table_name))
+  warn(("the config ties %s to %s, but the file holds two different tensors: they are not tied"):format(own,
+    table_name))
   return false
 end
 
@@ -142,42 +144,52 @@ local function fill(model, family, weights, names, folder)
   return used
 end
 
+-- config.json as a family and a spec.
+local function read_config(folder)
+  local path = fs.join(folder, "config.json")
+  local config, family, spec, message
+  config, message = json.read(path)
+  if not config then return nil, message end
+  if type(config) ~= "table" then return nil, path .. ": holds no object" end
+  family, message = families.find(config, path)
+  if not family then return nil, message end
+  spec, message = families.spec(family, config, path)
+  if not spec then return nil, message end
+  return { config = config, family = family, spec = spec }
+end
+
+local function warn_unknown(family, unknown, folder, warn)
+  if #unknown == 0 then return end
+  warn(("%s: %d tensor%s not used, because the %s family does not know %s: %s"):format(folder, #unknown,
+    #unknown == 1 and "" or "s", family.name, #unknown == 1 and "it" or "them", table.concat(unknown, ", ")))
+end
+
 --- Reads config.json and the weights of a folder into a model.
 -- @tparam string folder
 -- @tparam table options `device`, `dtype`, `warn` (function(message))
 -- @treturn ?table core (ModelCore), config, family, spec; or nil, message
 function files.read(folder, options)
-  local path = fs.join(folder, "config.json")
-  local config, message = json.read(path)
-  if not config then return nil, message end
-  if type(config) ~= "table" then return nil, path .. ": holds no object" end
-  local family, spec, weights, names
-  family, message = families.find(config, path)
-  if not family then return nil, message end
-  spec, message = families.spec(family, config, path)
-  if not spec then return nil, message end
+  local parts, weights, names, used, unknown, message
+  parts, message = read_config(folder)
+  if not parts then return nil, message end
+  local family, spec = parts.family, parts.spec
   weights, message = core.open_weights(folder)
   if not weights then return nil, message end
   names, message = plain_names(family, weights, folder)
   if not names then return nil, message end
 
   spec.head = names[family.head_weight] and "mlm" or "none"
-  spec.tied_head = spec.head == "mlm" and is_tied(family, config, weights, names, options.warn)
+  spec.tied_head = spec.head == "mlm" and is_tied(family, parts.config, weights, names, options.warn)
   spec.dtype = options.dtype
-  local model = core.model(spec, options.device)
-  local used
-  used, message = fill(model, family, weights, names, folder)
+  parts.core = core.new_model(spec, options.device)
+  used, message = fill(parts.core, family, weights, names, folder)
   if not used then return nil, message end
   if spec.tied_head then used[names[family.weights[family.tied.slot]] or ""] = true end
-  local unknown
   unknown, message = unknown_names(family, names, used, spec, folder)
   if not unknown then return nil, message end
-  if #unknown > 0 then
-    options.warn(("%s: %d tensor%s not used, because the %s family does not know %s: %s"):format(folder, #unknown,
-      #unknown == 1 and "" or "s", family.name, #unknown == 1 and "it" or "them", table.concat(unknown, ", ")))
-  end
+  warn_unknown(family, unknown, folder, options.warn)
   weights:close()
-  return { core = model, config = config, family = family, spec = spec }
+  return parts
 end
 
 --- The tokenizer of a folder, checked against the word table.
@@ -241,10 +253,17 @@ end
 -- @tparam Model model
 -- @treturn ?boolean true, or nil, message, code
 function files.write(folder, model)
-  local list = {}
-  for i, parameter in ipairs(model:parameters()) do list[i] = { parameter.name, parameter.tensor } end
+  local list, own_bias = {}, model.family.preferred
+  for _, parameter in ipairs(model:parameters()) do
+    list[#list + 1] = { parameter.name, parameter.tensor }
+    -- An untied decoder is read with its own bias, so it is written with it.
+    if own_bias[parameter.slot] and not model.spec.tied_head then
+      list[#list + 1] = { own_bias[parameter.slot], parameter.tensor }
+    end
+  end
   return core.write_folder(folder, function(temporary)
-    local ok, message, code = json.write(fs.join(temporary, "config.json"), saved_config(model), { order = CONFIG_ORDER })
+    local ok, message, code = json.write(fs.join(temporary, "config.json"), saved_config(model),
+      { order = CONFIG_ORDER })
     if ok then ok, message, code = write_tokenizer(temporary, model) end
     if ok then
       ok, message, code = core.save_tensors(fs.join(temporary, "model.safetensors"), list, { format = "pt" })

@@ -69,14 +69,14 @@ return {
   },
   head_weight = "cls.predictions.transform.dense.weight", -- a file with it has an MLM head
   tied = { key = "tie_word_embeddings", slot = "decoder.w", to = "word_embed" },
-  -- Other names of the same weight: Lua pattern -> replacement. The second name of the decoder's bias counts only
-  -- where the first is absent.
+  -- Other spellings of the same weight: Lua pattern -> replacement.
   renames = { { "LayerNorm%.gamma$", "LayerNorm.weight" }, { "LayerNorm%.beta$", "LayerNorm.bias" } },
-  alternates = { ["decoder.b"] = "cls.predictions.decoder.bias" },
+  -- Names that count before the usual one. The decoder adds its own bias, which files with a tied decoder leave out.
+  preferred = { ["decoder.b"] = "cls.predictions.decoder.bias" },
   -- Known and not used: buffers, the pooler, next-sentence prediction.
   ignored = {
     "^embeddings%.position_ids$", "^embeddings%.token_type_ids$", "^pooler%.", "^cls%.seq_relationship%.",
-    "^cls%.predictions%.decoder%.bias$",
+    "^cls%.predictions%.bias$",
   },
 
   -- Hook points: point -> HF module paths whose output it is (relative to the base model, `bert.` allowed in front).

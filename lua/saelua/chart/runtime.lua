@@ -6,6 +6,7 @@
 -- each. A `heatmap` description is drawn by this script alone.
 --
 -- After drawing, the root element carries data-charts-drawn and data-charts-failed (counts), which tests read.
+-- @module saelua.chart.runtime
 return [==[
 (function () {
   'use strict';

@@ -2,6 +2,7 @@
 -- Returns one string. Colours are variables, and the chart scripts read the same variables, so charts and
 -- text change theme together. Series colours are Okabe and Ito's set (safe for colour-blind readers), with
 -- lightness adjusted for each background.
+-- @module saelua.html.style
 return [[
 :root{--bg:#f6f7f9;--card:#fff;--ink:#17202b;--muted:#5b6673;--line:#dde2e8;--grid:#e8ebef;--link:#0a5c94;
 --good:#00795a;--fair:#946200;--poor:#b8400a;--act:230 126 0;

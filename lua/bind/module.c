@@ -1,6 +1,7 @@
 /* luaopen_saelua_core: the C half of the library, one table. lua/saelua/init.lua makes it pleasant. */
 #include "bind.h"
 #include "bind_model.h"
+#include "bind_sae.h"
 
 int luaopen_saelua_core(lua_State *L) {
   lua_newtable(L);
@@ -16,5 +17,8 @@ int luaopen_saelua_core(lua_State *L) {
   sl_lua_open_packer(L);
   sl_lua_open_weights(L);
   sl_lua_open_model(L);
+  sl_lua_open_codes(L);
+  sl_lua_open_sae(L);
+  sl_lua_open_sae_train(L);
   return 1;
 }

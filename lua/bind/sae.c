@@ -161,14 +161,6 @@ static int sae_reset_window(lua_State *L) {
   return 0;
 }
 
-/*** Sets the tokens of the present window, when a checkpoint is loaded.
- * @function set_window_tokens
- * @tparam number tokens */
-static int sae_set_window_tokens(lua_State *L) {
-  sl_lua_check_sae(L, 1)->window_tokens = (int64_t)luaL_checknumber(L, 2);
-  return 0;
-}
-
 /*** A copy of the gradient gathered so far, before projection and clipping.
  * @function grad
  * @tparam string name of a parameter
@@ -235,7 +227,7 @@ static const luaL_Reg methods[] = {
   { "set_parameter", sae_set_parameter }, { "parameters_changed", sae_parameters_changed },
   { "parameters", sae_parameters }, { "init_b_dec", sae_init_b_dec }, { "dead_fraction", sae_dead_fraction },
   { "rare_fraction", sae_rare_fraction }, { "reset_window", sae_reset_window },
-  { "set_window_tokens", sae_set_window_tokens }, { "grad", sae_grad }, { "zero_grad", sae_zero_grad },
+  { "grad", sae_grad }, { "zero_grad", sae_zero_grad },
   { "free", sae_gc }, { NULL, NULL },
 };
 static const luaL_Reg meta[] = { { "__gc", sae_gc }, { "__tostring", sae_tostring }, { NULL, NULL } };

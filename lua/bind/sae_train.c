@@ -172,6 +172,21 @@ static int optim_set_steps(lua_State *L) {
   return 0;
 }
 
+/*** Tokens of the dictionary's present firing window, and setting them when a checkpoint is loaded.
+ * @function SaeOptim:window_tokens
+ * @treturn number */
+static int optim_window_tokens(lua_State *L) {
+  lua_pushnumber(L, (lua_Number)check_optim(L)->sae->window_tokens);
+  return 1;
+}
+
+/*** @function SaeOptim:set_window_tokens
+ * @tparam number tokens */
+static int optim_set_window_tokens(lua_State *L) {
+  check_optim(L)->sae->window_tokens = (int64_t)luaL_checknumber(L, 2);
+  return 0;
+}
+
 static int optim_index(lua_State *L) {
   lua_pushvalue(L, 2);
   lua_rawget(L, lua_upvalueindex(1));
@@ -196,8 +211,9 @@ static const luaL_Reg loss_methods[] = {
 };
 static const luaL_Reg loss_meta[] = { { "__gc", loss_gc }, { NULL, NULL } };
 static const luaL_Reg optim_methods[] = {
-  { "step", optim_step }, { "state", optim_state }, { "set_steps", optim_set_steps }, { "free", optim_gc },
-  { NULL, NULL },
+  { "step", optim_step }, { "state", optim_state }, { "set_steps", optim_set_steps },
+  { "window_tokens", optim_window_tokens }, { "set_window_tokens", optim_set_window_tokens },
+  { "free", optim_gc }, { NULL, NULL },
 };
 static const luaL_Reg optim_meta[] = { { "__gc", optim_gc }, { NULL, NULL } };
 

@@ -6,6 +6,8 @@
 -- in a new order that depends on the seed and the repetition alone.
 -- @module saelua.data
 local core = require "saelua.core"
+local fs = require "saelua.fs"
+local json = require "saelua.json"
 local strict = require "saelua.strict"
 
 local data = {}
@@ -275,25 +277,49 @@ function Activations:memory()
   return #self.at * self.capacity * self.model.d_model * 4
 end
 
---- Everything needed to continue with the same batches: the stream at the last fill, what was carried into it, and
--- how much was served. The rows themselves are computed again, bit for bit.
--- @treturn table numbers
--- @treturn {[string]=Tensor} carried rows
-function Activations:state()
-  return { tokens = self.fill_state or self.tokens:state(), fills = self.fills, served = self.served }, self.carry
+--- Writes what is needed to continue with the same batches: the stream at the last fill, the rows carried into it, and
+-- how much was served. The other rows are computed again, bit for bit.
+-- @tparam string folder
+-- @treturn ?boolean true, or nil and a message
+function Activations:save_state(folder)
+  local state = { tokens = self.fill_state or self.tokens:state(), fills = self.fills, served = self.served }
+  local carried = {}
+  for _, name in ipairs(self.at) do
+    if self.carry[name] then carried[#carried + 1] = { name, self.carry[name] } end
+  end
+  local ok, message = core.save_tensors(fs.join(folder, "carry.safetensors"), carried)
+  if not ok then return nil, message end
+  return json.write(fs.join(folder, "data.json"), state)
 end
 
---- Continues where `state` was taken; runs the model to fill the buffer again.
--- @tparam table state
--- @tparam {[string]=Tensor} carry
-function Activations:restore(state, carry)
+local function check_state(state)
+  local t = type(state) == "table" and state.tokens
+  for _, value in ipairs { t and t.chunk or "?", t and t.epoch or "?", t and t.index or "?", state and state.fills or "?",
+    state and state.served or "?" } do
+    if type(value) ~= "number" or value % 1 ~= 0 then return false end
+  end
+  return true
+end
+
+--- Continues where save_state was called; runs the model to fill the buffer again.
+-- @tparam string folder
+-- @treturn ?boolean true, or nil and a message
+function Activations:load_state(folder)
+  local path = fs.join(folder, "data.json")
+  local state, message = json.read(path)
+  if type(state) ~= "table" or not check_state(state) then return nil, message or path .. ": not a data position" end
+  local carry, why = core.load_tensors(fs.join(folder, "carry.safetensors"))
+  if not carry then return nil, why end
   self.tokens:restore(state.tokens)
   self.carry, self.order = carry, nil
   self.fills, self.served, self.count = state.fills, 0, 0
-  if state.fills == 0 then return end
+  if state.fills == 0 then return true end
   self.fills = state.fills - 1
   core.unscoped(function() self:fill() end)
   self.served = state.served
+  return true
 end
+
+function Activations:state_bytes() return #self.at * self.batch_tokens * self.model.d_model * 4 end
 
 return data

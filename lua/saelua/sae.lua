@@ -1,0 +1,157 @@
+--- Dictionaries: making, loading, saving, checkpointing them, and checking a plan before it costs an hour.
+-- @module saelua.sae
+local core = require "saelua.core"
+local files = require "saelua.sae_files"
+local fs = require "saelua.fs"
+local json = require "saelua.json"
+local strict = require "saelua.strict"
+
+local M = {}
+
+local TOPK_OPTIONS = {
+  d_in = strict.required, k = strict.required, expansion = strict.optional, d_sae = strict.optional, seed = 0,
+  normalize_decoder = true, apply_b_dec_to_input = true, device = "cpu",
+}
+
+--- A TopK SAE with sparsify's start.
+-- @tparam table options `d_in`, `k`, and `expansion` (d_sae = d_in * expansion) or `d_sae`; `seed` (0),
+--   `normalize_decoder` (true), `apply_b_dec_to_input` (true), `device` ("cpu")
+-- @treturn Sae
+function M.topk(options)
+  local o = strict.options("sae.topk", options, TOPK_OPTIONS)
+  local d_sae = o.d_sae and o.d_sae > 0 and o.d_sae or o.expansion and o.d_in * o.expansion
+  if not d_sae then error("sae.topk: give expansion or d_sae", 2) end
+  if o.k > d_sae then
+    error(("sae.topk: k = %d is more than the %d latents of the dictionary; use a smaller --k, or more latents with "
+      .. "--expansion_factor or --num_latents"):format(o.k, d_sae), 0)
+  end
+  return core.new_sae {
+    d_in = o.d_in, d_sae = d_sae, k = o.k, seed = o.seed, normalize_decoder = o.normalize_decoder,
+    apply_b_dec_to_input = o.apply_b_dec_to_input, device = o.device,
+  }
+end
+
+M.save = files.save
+
+--- Loads a dictionary that saelua, SAELens 6 or sparsify 1.3 saved.
+-- @tparam string folder with cfg.json and the weights
+-- @tparam[opt] table options `device` ("cpu")
+-- @treturn Sae
+function M.load(folder, options)
+  local o = strict.options("sae.load", options, { device = "cpu" })
+  local parts, message = files.read(folder)
+  if not parts then error(message, 0) end
+  -- Rows are taken as they stand in the file: a foreign decoder may not be of unit length, and must not be changed.
+  local sae = core.new_sae {
+    d_in = parts.d_in, d_sae = parts.d_sae, k = parts.k, apply_b_dec_to_input = parts.apply_b_dec_to_input,
+    normalize_decoder = false, device = o.device,
+  }
+  for _, name in ipairs { "W_enc", "b_enc", "W_dec", "b_dec" } do
+    sae:set_parameter(name, parts[name]:to(o.device))
+  end
+  return sae, parts.metadata
+end
+
+-- Checkpoints -----------------------------------------------------------------------------------------------------
+
+local sae_methods = debug.getregistry()["saelua.Sae"].methods
+local optim_methods = debug.getregistry()["saelua.SaeOptim"].methods
+
+--- Writes the dictionary (SAELens layout, so a checkpoint is a dictionary that tools open).
+function sae_methods:save_state(folder) return files.save(self, folder) end
+
+--- Reads what save_state wrote into this dictionary, bit for bit.
+function sae_methods:load_state(folder)
+  local parts, message = files.read(folder)
+  if not parts then return nil, message end
+  if parts.d_in ~= self.d_in or parts.d_sae ~= self.d_sae then
+    return nil, ("%s: a dictionary of %d x %d, this run has %d x %d"):format(folder, parts.d_in, parts.d_sae, self.d_in,
+      self.d_sae)
+  end
+  -- In place: set_parameter would renormalise rows that are of unit length up to rounding, and change bits.
+  for _, name in ipairs { "W_enc", "b_enc", "W_dec", "b_dec" } do
+    self:parameter(name):copy_(parts[name]:to(self:parameter(name):device()))
+  end
+  return true
+end
+
+function sae_methods:state_bytes() return 8 * self.d_in * self.d_sae end
+
+--- x -> reconstruction.
+function sae_methods:reconstruct(x, options)
+  return self:decode(self:encode(x, options))
+end
+
+--- Writes moments, step and firing counts.
+function optim_methods:save_state(folder)
+  local ok, message = core.save_tensors(fs.join(folder, "optim.safetensors"), self:state())
+  if not ok then return nil, message end
+  local numbers = { steps = self.steps, window_tokens = self:window_tokens() }
+  return json.write(fs.join(folder, "optim.json"), numbers)
+end
+
+--- Reads what save_state wrote.
+function optim_methods:load_state(folder)
+  local numbers, message = json.read(fs.join(folder, "optim.json"))
+  if type(numbers) ~= "table" then return nil, message or folder .. "/optim.json: not an object" end
+  if type(numbers.steps) ~= "number" or type(numbers.window_tokens) ~= "number" then
+    return nil, folder .. "/optim.json: steps and window_tokens are missing"
+  end
+  local path = fs.join(folder, "optim.safetensors")
+  local tensors, why = core.load_tensors(path)
+  if not tensors then return nil, why end
+  for _, entry in ipairs(self:state()) do
+    local name, live = entry[1], entry[2]
+    local saved = tensors[name]
+    if not saved or saved:dtype() ~= live:dtype() or table.concat(saved:shape(), "x") ~= table.concat(live:shape(), "x")
+    then
+      return nil, ("%s: %s is missing or not of shape [%s]"):format(path, name, table.concat(live:shape(), " x "))
+    end
+    live:copy_(saved:to(live:device()))
+  end
+  self:set_steps(numbers.steps)
+  self:set_window_tokens(numbers.window_tokens)
+  return true
+end
+
+function optim_methods:state_bytes()
+  local bytes = 0
+  for _, entry in ipairs(self:state()) do bytes = bytes + 4 * entry[2]:numel() end
+  return bytes
+end
+
+-- Guard rails ---------------------------------------------------------------------------------------------------------
+
+local PLAN = {
+  d_in = strict.required, d_sae = strict.required, k = strict.required, tokens = strict.required,
+  dead_feature_threshold = strict.required, dead_percentage_threshold = strict.required, uses_dead = false,
+}
+
+--- What is doubtful about a plan; each entry is a sentence.
+-- @tparam table plan `d_in`, `d_sae`, `k`, `tokens` (to be trained on), `dead_feature_threshold`,
+--   `dead_percentage_threshold`, `uses_dead` (AuxK is on)
+-- @treturn {string,...}
+function M.doubts(plan)
+  local p = strict.options("sae.doubts", plan, PLAN)
+  local doubts = {}
+  local function add(text, ...) doubts[#doubts + 1] = text:format(...) end
+  local firings = p.tokens * p.k / p.d_sae
+  if firings < 1000 then
+    add("%d tokens give each of the %d latents about %.0f firings; a dictionary needs some thousands. Raise --max_tokens "
+      .. "or lower --expansion_factor", p.tokens, p.d_sae, firings)
+  end
+  if p.k > p.d_in then
+    add("k = %d is more than the %d dimensions of the activations: the code is not sparse", p.k, p.d_in)
+  end
+  if p.uses_dead and p.dead_feature_threshold >= p.tokens then
+    add("no latent can be silent for more than --dead_feature_threshold %d tokens in a run of %d: AuxK will never act",
+      p.dead_feature_threshold, p.tokens)
+  end
+  if p.dead_percentage_threshold > p.k / p.d_sae then
+    add("--dead_percentage_threshold %g is above the average firing rate k / latents = %.2g: most latents will count as "
+      .. "dead", p.dead_percentage_threshold, p.k / p.d_sae)
+  end
+  return doubts
+end
+
+return M

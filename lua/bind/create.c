@@ -7,6 +7,7 @@ static const char *const CREATE_OPTIONS[] = { "dtype", "device", "seed", "stream
 
 /* Shape at argument 1 (a table or one integer), options at argument 2. */
 static sl_tensor **new_from_arguments(lua_State *L, const char *where, sl_dtype otherwise) {
+  lua_settop(L, 2); /* the tensor must not be taken for the options */
   int64_t shape[SL_MAX_RANK];
   sl_lua_check_options(L, 2, where, CREATE_OPTIONS);
   if (!lua_istable(L, 1)) luaL_argerror(L, 1, "expected a shape such as { 2, 3 }");

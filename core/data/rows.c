@@ -3,8 +3,6 @@
 
 #include <string.h>
 
-#include "core/base/mem.h"
-
 sl_status sl_random_permutation(int64_t n, uint64_t seed, uint32_t stream, uint64_t step, sl_tensor **out) {
   if (n < 0 || n > INT32_MAX) return sl_fail(SL_EINVAL, "permutation: %lld rows, at most 2147483647", (long long)n);
   sl_device *cpu = sl_cpu_device();
@@ -41,8 +39,7 @@ static bool is_excluded(int32_t id, const int32_t *excluded, int64_t n) {
   return false;
 }
 
-sl_status sl_kept_positions(const sl_tensor *ids, const sl_tensor *mask, const int32_t *excluded, int64_t n_excluded,
-                            sl_tensor **out) {
+static sl_status check_ids(const sl_tensor *ids, const sl_tensor *mask) {
   char a[SL_SHAPE_TEXT], b[SL_SHAPE_TEXT];
   SL_TRY(sl_tensor_expect(ids, "kept positions", "ids", SL_I32, -1));
   if (mask) SL_TRY(sl_tensor_expect(mask, "kept positions", "mask", SL_U8, -1));
@@ -52,16 +49,33 @@ sl_status sl_kept_positions(const sl_tensor *ids, const sl_tensor *mask, const i
   if (!sl_tensor_device(ids)->host_memory || !sl_tensor_is_contiguous(ids) ||
       (mask && (!sl_tensor_device(mask)->host_memory || !sl_tensor_is_contiguous(mask))))
     return sl_fail(SL_EDEVICE, "kept positions: ids and mask must be contiguous on the CPU");
-  int64_t n = sl_tensor_count(ids), count = 0;
-  int32_t *kept;
-  SL_TRY(sl_mem_alloc((size_t)n * sizeof *kept, "kept positions", (void **)&kept));
+  return SL_OK;
+}
+
+sl_status sl_kept_mask(const sl_tensor *ids, const sl_tensor *mask, const int32_t *excluded, int64_t n_excluded,
+                       sl_tensor **out) {
+  SL_TRY(check_ids(ids, mask));
+  SL_TRY(sl_tensor_create_like(ids, SL_U8, out));
   const int32_t *id = sl_tensor_data(ids);
   const uint8_t *on = mask ? sl_tensor_data(mask) : NULL;
-  for (int64_t i = 0; i < n; i++)
-    if ((!on || on[i]) && !is_excluded(id[i], excluded, n_excluded)) kept[count++] = (int32_t)i;
+  uint8_t *kept = sl_tensor_data(*out);
+  int64_t n = sl_tensor_count(ids);
+  for (int64_t i = 0; i < n; i++) kept[i] = (!on || on[i]) && !is_excluded(id[i], excluded, n_excluded);
+  return SL_OK;
+}
+
+sl_status sl_kept_positions(const sl_tensor *ids, const sl_tensor *mask, const int32_t *excluded, int64_t n_excluded,
+                            sl_tensor **out) {
+  sl_tensor *keep = NULL;
+  SL_TRY(sl_kept_mask(ids, mask, excluded, n_excluded, &keep));
+  const uint8_t *kept = sl_tensor_data(keep);
+  int64_t n = sl_tensor_count(ids), count = 0;
+  for (int64_t i = 0; i < n; i++) count += kept[i];
   sl_status status = sl_tensor_create(sl_cpu_device(), SL_I32, 1, &count, out);
-  if (status == SL_OK) status = sl_tensor_write(*out, kept, (size_t)count * sizeof *kept);
-  sl_mem_free(kept);
+  int32_t *position = status == SL_OK ? sl_tensor_data(*out) : NULL;
+  for (int64_t i = 0; i < n && position; i++)
+    if (kept[i]) *position++ = (int32_t)i;
+  sl_tensor_release(keep);
   return status;
 }
 
@@ -69,21 +83,6 @@ static sl_status check_row_numbers(const int32_t *row, int64_t count, int64_t n)
   for (int64_t i = 0; i < count; i++)
     if (row[i] < 0 || row[i] >= n)
       return sl_fail(SL_EINVAL, "pick rows: row %d of a matrix of %lld rows", row[i], (long long)n);
-  return SL_OK;
-}
-
-sl_status sl_merge_index(int64_t n, const sl_tensor *positions, sl_tensor **out) {
-  SL_TRY(sl_tensor_expect(positions, "merge index", "positions", SL_I32, 1));
-  if (!sl_tensor_device(positions)->host_memory || !sl_tensor_is_contiguous(positions))
-    return sl_fail(SL_EDEVICE, "merge index: positions must be contiguous on the CPU");
-  const int32_t *position = sl_tensor_data(positions);
-  int64_t m = positions->shape[0];
-  if (n < 0 || n + m > INT32_MAX) return sl_fail(SL_EINVAL, "merge index: %lld rows, too many", (long long)(n + m));
-  SL_TRY(check_row_numbers(position, m, n));
-  SL_TRY(sl_tensor_create(sl_cpu_device(), SL_I32, 1, &n, out));
-  int32_t *index = sl_tensor_data(*out);
-  for (int64_t i = 0; i < n; i++) index[i] = (int32_t)i;
-  for (int64_t j = 0; j < m; j++) index[position[j]] = (int32_t)(n + j);
   return SL_OK;
 }
 

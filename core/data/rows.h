@@ -14,9 +14,9 @@ sl_status sl_random_permutation(int64_t n, uint64_t seed, uint32_t stream, uint6
 sl_status sl_kept_positions(const sl_tensor *ids, const sl_tensor *mask, const int32_t *excluded, int64_t n_excluded,
                             sl_tensor **out);
 
-/* The order that puts new rows in the place of old ones: entry positions[j] is n + j, every other entry i is i, so that
- * sl_gather_rows(concat(old [n, D], new [m, D]), index) replaces (and gradients follow). positions i32 [m] -> i32 [n]. */
-sl_status sl_merge_index(int64_t n, const sl_tensor *positions, sl_tensor **out);
+/* The same choice as a mask: u8 of the ids' shape, 1 = kept. */
+sl_status sl_kept_mask(const sl_tensor *ids, const sl_tensor *mask, const int32_t *excluded, int64_t n_excluded,
+                       sl_tensor **out);
 
 /* Rows of a contiguous CPU matrix of any dtype, by i32 row numbers: [n, m], rows [k] -> [k, m]. Not recorded. */
 sl_status sl_pick_rows(const sl_tensor *matrix, const sl_tensor *rows, sl_tensor **out);

@@ -61,16 +61,17 @@ static int pick_contexts(lua_State *L) {
   return 1;
 }
 
-/*** The order that puts new rows in the place of old ones:
- * gather_rows(concat({ old, new }, 1), merge_index(n, positions)).
- * @function merge_index
- * @tparam integer n rows of the old matrix
- * @tparam Tensor positions i32, from 0: where the new rows go
- * @treturn Tensor i32 [n] */
-static int merge_index(lua_State *L) {
-  int64_t n = sl_lua_check_integer(L, 1, 0, INT32_MAX);
-  sl_tensor *positions = sl_lua_check_tensor(L, 2);
-  SL_LUA_TRY(L, sl_merge_index(n, positions, sl_lua_new_tensor(L)));
+/*** The same choice as a mask.
+ * @function kept_mask
+ * @tparam Tensor ids i32, any shape
+ * @tparam {integer,...} excluded token ids
+ * @tparam[opt] Tensor mask u8 of the same shape
+ * @treturn Tensor u8 of the same shape, 1 = kept */
+static int kept_mask(lua_State *L) {
+  int32_t excluded[MOST_IDS];
+  sl_tensor *ids = sl_lua_check_tensor(L, 1), *mask = sl_lua_opt_tensor(L, 3);
+  int n = check_ids(L, 2, excluded);
+  SL_LUA_TRY(L, sl_kept_mask(ids, mask, excluded, n, sl_lua_new_tensor(L)));
   return 1;
 }
 
@@ -105,7 +106,7 @@ static int mask_tokens(lua_State *L) {
 
 static const luaL_Reg functions[] = {
   { "randperm", randperm }, { "kept_positions", kept_positions }, { "pick_contexts", pick_contexts },
-  { "mask_tokens", mask_tokens }, { "merge_index", merge_index }, { NULL, NULL },
+  { "mask_tokens", mask_tokens }, { "kept_mask", kept_mask }, { NULL, NULL },
 };
 
 void sl_lua_open_data(lua_State *L) { luaL_setfuncs(L, functions, 0); }

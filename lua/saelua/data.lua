@@ -294,8 +294,9 @@ end
 
 local function check_state(state)
   local t = type(state) == "table" and state.tokens
-  for _, value in ipairs { t and t.chunk or "?", t and t.epoch or "?", t and t.index or "?", state and state.fills or "?",
-    state and state.served or "?" } do
+  if not t then return false end
+  for _, value in ipairs { t.chunk or "?", t.epoch or "?", t.index or "?", state.fills or "?",
+    state.served or "?" } do
     if type(value) ~= "number" or value % 1 ~= 0 then return false end
   end
   return true

@@ -7,8 +7,8 @@
 -- - `cosine` = mean_t x_t . x^_t / (|x_t| |x^_t|)
 -- - `l0` = mean_t #{ i : f_i != 0 }
 -- - `dead_fraction` = share of latents that fire on none of the N tokens (`dead_window_tokens` = N)
--- - `ce_clean`, `ce_sae`, `ce_ablated` = mean cross-entropy, in nats, of the true token at masked positions (15 % of the
---   ordinary tokens, all shown as [MASK], the same ones each time): the model as it is; with x replaced by x^ at
+-- - `ce_clean`, `ce_sae`, `ce_ablated` = mean cross-entropy, in nats, of the true token at masked positions (15 % of
+--   the ordinary tokens, all shown as [MASK], the same ones each time): the model as it is; with x replaced by x^ at
 --   the tokens that are neither special nor padding; with x replaced by 0 everywhere
 -- - `ce_recovered` = (ce_ablated - ce_sae) / (ce_ablated - ce_clean)
 -- - `decoder_redundancy` = mean_i max_{j != i} cos(W_dec[i], W_dec[j])
@@ -101,23 +101,18 @@ end
 
 -- Cross-entropy ---------------------------------------------------------------------------------------------------
 
--- What x becomes: rows of ordinary tokens are reconstructed, the others kept.
-local function splice(sae, ids, mask, exclude)
-  return function(x)
-    local rows = x:reshape(-1, x:size(x:dim()))
-    local kept = core.kept_positions(ids, exclude, mask)
-    local old = core.gather_rows(rows, kept)
-    local both = core.concat({ rows, sae:decode(sae:encode(old)) }, 1)
-    return core.gather_rows(both, core.merge_index(rows:size(1), kept)):reshape(x:shape())
-  end
+local function masked_loss(model, batch, options)
+  options.mask, options.logit_rows = batch.mask, batch.positions
+  local out = model:forward(batch.hidden, options)
+  local _, rows = core.cross_entropy(out.logits, batch.targets)
+  return rows:sum():item()
 end
 
-local function masked_loss(model, at, hidden, mask, positions, targets, replace)
-  local hook = replace and model:hook(at, replace)
-  local out = model:forward(hidden, { mask = mask, logits = true, positions = positions })
-  if hook then hook:remove() end
-  local _, rows = core.cross_entropy(out.logits, targets)
-  return rows:sum():item()
+local function ablated_loss(model, at, batch)
+  local hook = model:hook(at, function(x) return x * 0 end)
+  local ok, loss = pcall(masked_loss, model, batch, {})
+  hook:remove()
+  return ok and loss or error(loss, 0)
 end
 
 -- ce_clean, ce_sae, ce_ablated over the held-out contexts.
@@ -130,10 +125,11 @@ local function cross_entropies(model, sae, heldout, o)
       seed = o.seed, step = first,
     })
     if positions:size(1) == 0 then return end
-    local replacements = { false, splice(sae, hidden, mask, o.exclude), function(x) return x * 0 end }
-    for i, replace in ipairs(replacements) do
-      sums[i] = sums[i] + masked_loss(model, o.at, hidden, mask, positions, targets, replace)
-    end
+    local batch = { hidden = hidden, mask = mask, positions = positions, targets = targets }
+    local ordinary = core.kept_mask(hidden, o.exclude, mask)
+    sums[1] = sums[1] + masked_loss(model, batch, {})
+    sums[2] = sums[2] + masked_loss(model, batch, { splice = { [o.at] = sae }, splice_mask = ordinary })
+    sums[3] = sums[3] + ablated_loss(model, o.at, batch)
     n = n + positions:size(1)
   end)
   return sums[1] / n, sums[2] / n, sums[3] / n, n

@@ -1,6 +1,5 @@
 --- What single latents respond to: top contexts on held-out text, and on storyworld the attribute that fits best.
 -- @module saelua.latents
-local core = require "saelua.core"
 local eval = require "saelua.eval"
 local strict = require "saelua.strict"
 

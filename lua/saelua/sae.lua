@@ -137,7 +137,7 @@ function M.doubts(plan)
   local function add(text, ...) doubts[#doubts + 1] = text:format(...) end
   local firings = p.tokens * p.k / p.d_sae
   if firings < 1000 then
-    add("%d tokens give each of the %d latents about %.0f firings; a dictionary needs some thousands. Raise --max_tokens "
+    add("%d tokens give each of the %d latents about %.0f firings; it needs some thousands. Raise --max_tokens "
       .. "or lower --expansion_factor", p.tokens, p.d_sae, firings)
   end
   if p.k > p.d_in then
@@ -148,8 +148,8 @@ function M.doubts(plan)
       p.dead_feature_threshold, p.tokens)
   end
   if p.dead_percentage_threshold > p.k / p.d_sae then
-    add("--dead_percentage_threshold %g is above the average firing rate k / latents = %.2g: most latents will count as "
-      .. "dead", p.dead_percentage_threshold, p.k / p.d_sae)
+    add("--dead_percentage_threshold %g is above the average firing rate k / latents = %.2g: most latents will count "
+      .. "as dead", p.dead_percentage_threshold, p.k / p.d_sae)
   end
   return doubts
 end

@@ -7,6 +7,8 @@
 set(SHARE ${CMAKE_INSTALL_DATAROOTDIR}/saelua)
 install(TARGETS saelua RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT program)
 install(DIRECTORY lua/saelua DESTINATION ${SHARE}/lua COMPONENT program FILES_MATCHING PATTERN "*.lua" PATTERN "*.json")
+# The doc comments behind `:help` of what is written in C are read from its sources.
+install(DIRECTORY lua/bind DESTINATION ${SHARE}/lua COMPONENT program FILES_MATCHING PATTERN "*.c")
 install(DIRECTORY recipes DESTINATION ${SHARE} COMPONENT program FILES_MATCHING PATTERN "*.lua" PATTERN "*.json" PATTERN "*.md")
 if(IS_DIRECTORY ${CMAKE_SOURCE_DIR}/models)
   install(DIRECTORY models DESTINATION ${SHARE} COMPONENT program)

@@ -170,10 +170,10 @@ typedef struct {
   void *y; int64_t n;
 } sl_random_args;
 
-/* m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w); g scaled first. */
+/* g = grad_scale g + l2 w; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w). */
 typedef struct {
   float *w, *m, *v; const float *g; int64_t n;
-  float lr, beta1, beta2, eps, weight_decay, grad_scale; int64_t step; /* step counts from 1 */
+  float lr, beta1, beta2, eps, weight_decay, l2, grad_scale; int64_t step; /* step counts from 1 */
 } sl_adam_dense_args;
 
 /* v = momentum v + g scale + weight_decay w; w -= lr v. v may be NULL when momentum is 0. */

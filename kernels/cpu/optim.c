@@ -9,9 +9,10 @@ enum { piece = 16384 };
 SLK_HOT static void adam_range(const sl_adam_dense_args *a, float rate, float root, int64_t from, int64_t to) {
   float *w = a->w, *m = a->m, *v = a->v;
   const float *g = a->g;
-  const float b1 = a->beta1, b2 = a->beta2, eps = a->eps, scale = a->grad_scale, keep = 1.0f - a->lr * a->weight_decay;
+  const float b1 = a->beta1, b2 = a->beta2, eps = a->eps, scale = a->grad_scale, l2 = a->l2;
+  const float keep = 1.0f - a->lr * a->weight_decay;
   SLK_SIMD for (int64_t i = from; i < to; i++) {
-    float slope = g[i] * scale;
+    float slope = g[i] * scale + l2 * w[i];
     float mean = b1 * m[i] + (1.0f - b1) * slope;
     float square = b2 * v[i] + (1.0f - b2) * slope * slope;
     m[i] = mean;

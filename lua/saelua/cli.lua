@@ -100,6 +100,10 @@ end
 -- Runs program text as a recipe; with `stay`, the REPL follows with its locals.
 local function run_recipe(text, chunk_name, args, stay)
   local env = strict.environment(_G, { lazy = {} })
+  if text:sub(1, 1) == "\27" then
+    complain(("%s is compiled Lua; a recipe must be source text"):format((chunk_name:gsub("^[@=]", ""))))
+    return 1
+  end
   local chunk, message
   local kept = {}
   local function keep(name, value) kept[name] = value end
@@ -244,7 +248,9 @@ function cli.main(argv)
   -- Finalizers must run, the terminal must be clean, and unwritten output must be told.
   os.exit = function(status) -- luacheck: ignore 122
     console.cleanup()
-    host.exit(status == nil or status == true and 0 or status == false and 1 or status)
+    local numbers = { [true] = 0, [false] = 1 }
+    if status == nil then status = true end
+    host.exit(numbers[status] or status)
   end
   local request, message = parse(argv)
   if not request then return bad_arguments(message) end

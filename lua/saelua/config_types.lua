@@ -206,25 +206,31 @@ local function check_list(option, value)
   return copy
 end
 
--- Lays `value` over `base`. A base with keys fixes the keys and the types; an empty one takes anything.
-local function merge(base, value, path)
-  local strict = next(base) ~= nil
+local function is_object(value) return type(value) == "table" and value ~= json.null and #value == 0 end
+
+-- Why a value inside an object does not fit the default's value there; nil when it does.
+local function misfit(model, item, name)
+  if model == nil or item == nil or type(item) == type(model) then return nil end
+  return ("%s: expected a %s such as %s, got %s"):format(name, type(model), show(model), show(item))
+end
+
+-- Lays `value` over `current`. A default with keys fixes the keys and the types; an empty one takes anything.
+local function merge(default, current, value, path)
+  local strict = next(default) ~= nil
   local result = {}
-  for key, item in pairs(base) do result[key] = item end
+  for key, item in pairs(current) do result[key] = item end
   for key, item in pairs(value) do
     local name = path .. "." .. tostring(key)
-    local old = base[key]
-    if strict and old == nil then
-      return nil, ("unknown name %s%s"):format(name, suggest.hint(tostring(key), suggest.keys(base)))
+    local model = default[key]
+    if strict and model == nil then
+      return nil, ("unknown name %s%s"):format(name, suggest.hint(tostring(key), suggest.keys(default)))
     end
     if item == json.null then item = nil end
-    if type(item) == "table" and type(old) == "table" and #item == 0 and #old == 0 then
-      local reason
-      item, reason = merge(old, item, name)
-      if item == nil then return nil, reason end
-    elseif old ~= nil and item ~= nil and type(item) ~= type(old) then
-      return nil, ("%s: expected a %s such as %s, got %s"):format(name, type(old), show(old), show(item))
+    local reason = misfit(model, item, name)
+    if not reason and is_object(item) and (model == nil or is_object(model)) then
+      item, reason = merge(model or {}, is_object(current[key]) and current[key] or {}, item, name)
     end
+    if reason then return nil, reason end
     result[key] = item
   end
   return result
@@ -245,7 +251,7 @@ function types.check(option, value, current)
     if type(value) ~= "table" or #value > 0 then
       return nil, false, ("expected %s, got %s"):format(types.expected(option), show(value))
     end
-    result, reason = merge(current or {}, value, option.name)
+    result, reason = merge(option.default or {}, current or {}, value, option.name)
   elseif lists[option.type] then
     result, reason = check_list(option, value)
   else

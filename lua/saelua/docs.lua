@@ -79,7 +79,9 @@ local function add_comment(state, lines, code, line)
   local name = named and trim(named.text):match("^%S+") or defined_name(code)
   if not name then return end
   local bare = name:match("[%w_]+$")
-  local owner = name:match("^([%w_]+):") or (name:find("^%u[%w_]*%.") and name:match("^(%u[%w_]*)%."))
+  -- `Bar:update` belongs to a class; `M.new` and `M:new` are the module's own.
+  local owner = name:match("^([%w_]+):") or name:match("^(%u[%w_]+)%.")
+  if owner == "M" then owner = nil end
   local entry = { bare = bare, module = state.module, text = text, parameters = {}, results = {},
     source = state.source, line = line }
   local prefix = owner or state.module
@@ -167,9 +169,9 @@ function docs.find(name, value)
   local found = {}
   if type(value) == "function" then
     local info = debug.getinfo(value, "S")
-    local path = info.source:match("^@(.*)$")
+    local file = info.source:match("^@.*(lua/saelua/.*)$") -- the tree may be reached by several paths
     for _, entry in ipairs(docs.index()) do
-      if path and entry.line == info.linedefined and entry.source == path then return { entry } end
+      if file and entry.line == info.linedefined and entry.source:sub(-#file) == file then return { entry } end
     end
   end
   local plain = name:gsub("^sl%.", "")

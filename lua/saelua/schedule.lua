@@ -23,7 +23,7 @@ local function build(text, at)
     text = text,
     at = function(step)
       if type(step) ~= "number" or step < 0 or step % 1 ~= 0 then
-        error(("schedule %s: a 0-based whole step expected, got %s"):format(name, tostring(step)), 3)
+        error(("schedule %s: a 0-based whole step expected, got %s"):format(name, tostring(step)), 2)
       end
       return at(step)
     end,

@@ -50,7 +50,8 @@ typedef struct {
 
 static sl_status read_dtype(const header *h, const char *name, const json_t *value, sl_file_dtype *out) {
   const char *text;
-  SL_TRY(sl_json_string(value, "dtype", name, &text));
+  sl_status status = sl_json_string(value, "dtype", name, &text);
+  if (status != SL_OK) return sl_fail_context(status, "%s: tensor", h->path);
   for (int i = 0; i < SL_FILE_DTYPE_COUNT; i++) {
     if (strcmp(text, file_dtypes[i].name) == 0) {
       *out = (sl_file_dtype)i;

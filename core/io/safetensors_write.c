@@ -20,6 +20,9 @@ static sl_status measure(const char *path, const sl_safetensors_item *item, size
     return sl_fail(SL_ESHAPE, "%s: tensor \"%s\": rank %d, expected 0 to %d", path, item->name, item->rank,
                    SL_SAFETENSORS_MAX_RANK);
   }
+  if (strcmp(item->name, "__metadata__") == 0) {
+    return sl_fail(SL_EINVAL, "%s: a tensor cannot be called __metadata__; the format uses that name", path);
+  }
   size_t all = sl_file_dtype_size(item->dtype);
   for (int i = 0; i < item->rank; i++) {
     if (item->shape[i] < 0 || __builtin_mul_overflow(all, (size_t)item->shape[i], &all)) {

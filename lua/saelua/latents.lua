@@ -7,7 +7,7 @@ local M = {}
 
 local OPTIONS = {
   at = strict.required, exclude = strict.required, batch_size = 32, max_contexts = strict.optional, count = 12,
-  contexts = 5, window = 12, source = strict.optional, ids = strict.optional,
+  contexts = 5, window = 12, ids = strict.optional,
 }
 
 --- A choice of latents that shows the whole range: evenly spread over the alive ones, ordered by density.
@@ -145,17 +145,17 @@ end
 -- @tparam table heldout `tokens:heldout()`
 -- @tparam {number,...} densities from `eval.core`
 -- @tparam table options `at`, `exclude`, `batch_size`, `max_contexts` as in eval.core; `count` (12 latents), `contexts`
---   (5 each), `window` (12 tokens to each side), `source` (the token source, for storyworld's attributes), `ids`
---   (these latents instead of a spread)
+--   (5 each), `window` (12 tokens to each side), `ids` (these latents instead of a spread)
+-- @tparam[opt] table source `tokens.source`: storyworld's knows the attributes of each token
 -- @treturn {table,...} id, density, max, label, label_score (F1), contexts = { { tokens, acts, peak }, ... }
-function M.cards(model, sae, heldout, densities, options)
+function M.cards(model, sae, heldout, densities, options, source)
   local o = strict.options("latents.cards", options, OPTIONS)
   local ids = o.ids or M.spread(densities, o.count)
   if #ids == 0 then return {} end
   local width, cards = heldout.ids:size(2), {}
   local fired = collect(model, sae, heldout, ids, o)
-  local labels = heldout.document and o.source and o.source.heldout_document
-    and attribute_places(heldout, o.source, o.max_contexts)
+  local labels = heldout.document and source and source.heldout_document
+    and attribute_places(heldout, source, o.max_contexts)
   for j, id in ipairs(ids) do
     local by_place, top = {}, top_firings(fired[j], o.contexts)
     for _, f in ipairs(fired[j]) do by_place[f.context * width + f.position] = f.value end

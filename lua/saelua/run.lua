@@ -255,16 +255,21 @@ function Run:steps()
     console.line(("resumed %s at step %d of %d"):format(self.folder, self.step, self.total))
   end
   start_progress(self)
+  self.loop_started, self.trained = host.now(), 0
   local first = true
   return function()
     if self.scope then core.end_scope(self.scope) end
     self.scope = nil
-    if not first then self.step = self.step + 1 end
+    if not first then
+      self.step, self.trained = self.step + 1, self.trained + self.tokens_per_step
+    end
     first = false
     between_steps(self)
-    if self.step >= self.total then return nil end
+    if self.step >= self.total then
+      self.tokens_per_s = self.trained > 0 and self.trained / (host.now() - self.loop_started) or nil
+      return nil
+    end
     self.scope = core.begin_scope()
-    self.step_started = host.now()
     return self.step
   end
 end
@@ -286,18 +291,23 @@ function Run:reload_curves()
   end
 end
 
---- Records values after a step. Stops the run when `loss` is not finite: the last checkpoint stays as it was.
+--- Stops the run when a loss is not finite, before it reaches the weights: the last checkpoint stays as it was.
+-- @tparam number loss
+-- @tparam[opt=""] string name which SAE, when there are several
+function Run:check_finite(loss, name)
+  if loss == loss and math.abs(loss) ~= math.huge then return end
+  fail("the loss%s is %s at step %d: training stopped. %s Try a smaller --lr, or look for activations that are not "
+    .. "finite", name and " of " .. name or "", tostring(loss), self.step,
+    self.saved_step and ("The checkpoint of step %d is good."):format(self.saved_step) or "No checkpoint was saved yet.")
+end
+
+--- Records values after a step; each `loss` is checked as by check_finite.
 -- @tparam table values field -> number
 -- @tparam[opt=""] string name which SAE, when there are several
 function Run:log(values, name)
   name = name or ""
   local loss = values.loss
-  if loss and (loss ~= loss or math.abs(loss) == math.huge) then
-    fail("the loss%s is %s at step %d: training stopped. %s Try a smaller --lr, or look for activations that are not "
-      .. "finite", name ~= "" and " of " .. name or "", tostring(loss), self.step,
-      self.saved_step and ("The checkpoint of step %d is good."):format(self.saved_step)
-        or "No checkpoint was saved yet.")
-  end
+  if loss then self:check_finite(loss, name) end
   local tokens = (self.step + 1) * self.tokens_per_step
   self.progress:update(tokens, {
     loss = loss, ev = values.explained_variance, l0 = values.l0, dead = values.dead_fraction,
@@ -336,14 +346,20 @@ function Run:curves_of(name)
   return curves
 end
 
---- Ends the run: the metrics are closed, run.json gets its duration.
-function Run:finish()
+--- Ends the run: metrics closed, run.json with its duration, and for dictionaries the report.
+-- @tparam[opt] table options `units` (with eval, densities, ... filled in): write report.html and print the results
+function Run:finish(options)
+  local o = strict.options("run:finish", options, { units = strict.optional })
   if self.scope then core.end_scope(self.scope) end
   self.scope = nil
   if self.progress then self.progress:finish() end
   self.metrics:close()
   self:write_json("run.json", self:facts())
+  if o.units then self:report(o.units) end
   host.graceful(false)
 end
+
+for name, method in pairs(require "saelua.run_sae") do Run[name] = method end
+M.choose_hookpoints = Run.choose_hookpoints
 
 return M

@@ -28,7 +28,7 @@ end
 
 -- "{integer,...} shape the shape" -> type, rest
 local function take_type(text)
-  local braces = text:match("^%b{}[%w|?]*")
+  local braces = text:match("^%b{}%S*")
   local kind = braces or text:match("^%S+") or ""
   return kind, trim(text:sub(#kind + 1))
 end
@@ -57,10 +57,14 @@ local function find_tag(tags, ...)
   end
 end
 
--- The name that the code after a comment defines.
+-- The name that the code after a comment defines, and whether it is no function.
 local function defined_name(code)
   if not code then return nil end
-  return code:match("^%s*function%s+([%w_.:]+)") or code:match("^%s*([%w_.]+)%s*=")
+  local name = code:match("^%s*function%s+([%w_.:]+)")
+  if name then return name, false end
+  local value
+  name, value = code:match("^%s*([%w_.]+)%s*=%s*(.*)$")
+  return name, name ~= nil and not value:find("^function")
 end
 
 -- Adds what one comment documents. `state.module` is the file's module, from its first comment.
@@ -76,7 +80,10 @@ local function add_comment(state, lines, code, line)
     return
   end
   local named = find_tag(tags, "function", "field", "name")
-  local name = named and trim(named.text):match("^%S+") or defined_name(code)
+  local name, is_field = defined_name(code)
+  if named then
+    name, is_field = trim(named.text):match("^%S+"), named.tag == "field"
+  end
   if not name then return end
   local bare = name:match("[%w_]+$")
   -- `Bar:update` belongs to a class; `M.new` and `M:new` are the module's own.
@@ -85,8 +92,9 @@ local function add_comment(state, lines, code, line)
   local entry = { bare = bare, module = state.module, text = text, parameters = {}, results = {},
     source = state.source, line = line }
   local prefix = owner or state.module
-  entry.name = prefix and (prefix .. (owner and ":" or ".") .. bare) or bare
-  entry.is_field = named ~= nil and named.tag == "field"
+  local is_class = owner or (prefix and prefix:find("^%u"))
+  entry.name = prefix and (prefix .. (is_class and ":" or ".") .. bare) or bare
+  entry.is_field = is_field
   for _, tag in ipairs(tags) do add_tag(entry, tag) end
   state.add(entry)
 end

@@ -72,6 +72,9 @@ local function report_of(problem, chunk, handler, runner)
   local recipe = debug.getinfo(chunk, "S").source
   local frames = frames_between(handler, chunk, runner)
   local text, position = split_position(message_of(problem), frames)
+  if not position then -- a chunk that was left by a tail call: the position is that of `runner`, which tells nothing
+    text = split_position(text, { { where = debug.getinfo(runner, "S").short_src } })
+  end
   local own, others = {}, {}
   for _, frame in ipairs(frames) do table.insert(frame.source == recipe and own or others, frame) end
   local first = own[1]

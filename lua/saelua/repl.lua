@@ -8,6 +8,7 @@ local errors = require "saelua.errors"
 local repl = {}
 
 local KEEP = "__saelua_keep" -- the hidden function that carries a chunk's locals over
+local VALUES = "__saelua_values"
 
 --- Loads a chunk so that its top-level locals can be kept: a call is put behind its last line.
 -- A chunk that ends with `return` cannot have one: then it is loaded as it is and keeps nothing.
@@ -52,9 +53,15 @@ end
 local function is_incomplete(message) return message:find("'<eof>'", 1, true) ~= nil end
 
 -- An expression or statements; REPL chunks run interpreted, so that Ctrl-C reaches their loops.
+-- An expression's values go through a function: `return f()` would be a tail call, and an error inside f would
+-- know neither the chunk nor f's name.
 local function compile(text, env)
-  local chunk = load("return " .. text, "=repl", "t", env)
-  local message
+  local chunk, message
+  if load("return " .. text, "=repl", "t", env) then
+    rawset(env, VALUES, function(...) return ... end)
+    local close = text:find("--", 1, true) and "\n)" or ")" -- a comment must not swallow it
+    chunk = load("return " .. VALUES .. "(" .. text .. close, "=repl", "t", env)
+  end
   if not chunk then
     chunk, message = repl.load_keeping(text, "=repl", env, function(name, value) rawset(env, name, value) end)
   end

@@ -24,12 +24,13 @@ describe("the REPL", function()
 
   it("survives every error", function()
     local result = session { "nope", "error { 1 }", "error()", "x = = 3", "local function f() return 1 + f() end f()",
+      "newproxy 'x'",
       "setmetatable({}, { __tostring = function() error 'inside' end })", "'alive'", "for" }
     assert.equal(0, result.status)
     assert.truthy(result.out:find('"alive"\n$'), result.out)
     for _, part in ipairs { "repl:1: undeclared variable 'nope'",
       "an error that is no text: { 1 }", "unexpected symbol",
-      "stack overflow", "'<name>' expected near '<eof>'" } do
+      "stack overflow", "repl:1: bad argument #1 to 'newproxy'", "'<name>' expected near '<eof>'" } do
       assert.truthy(result.err:find(part, 1, true), part .. "\nnot in\n" .. result.err)
     end
     assert.truthy(result.out:find("printing it failed: ", 1, true))
@@ -72,14 +73,14 @@ describe("the REPL", function()
 end)
 
 describe("completion", function()
-  local env = strict.environment({ table = table, tostring = tostring, string = string }, { assign = true })
+  local env = strict.environment({ table = table, type = type, string = string }, { assign = true })
   local called = 0
   rawset(env, "thing", setmetatable({ alpha = 1, alphabet = { 1 }, ["no name"] = 1, __hidden = 1 },
     { __index = { beta = print, inherited = 2 } }))
   rawset(env, "trap", setmetatable({}, { __index = function() called = called + 1 end }))
   local object = newproxy(true)
   getmetatable(object).__index = { forward = print, size = 3 }
-  rawset(env, "object", object)
+  rawset(env, "unit", object)
   rawset(env, "word", "text")
 
   local function check(text, insert, names)
@@ -89,14 +90,14 @@ describe("completion", function()
   end
 
   it("walks globals, tables and __index tables", function()
-    check("tos", "tring(", { "tostring" })
+    check("typ", "e(", { "type" })
     check("print(thing.al", "pha", { "alpha", "alphabet" })
     check("thing.alphabe", "t.", { "alphabet" })
     check("thing.be", "ta(", { "beta" })
     check("thing:", "beta(", { "beta" })
-    check("obj", "ect:", { "object" })
-    check("object:", "forward(", { "forward" })
-    check("object.s", "ize", { "size" })
+    check("uni", "t:", { "unit" })
+    check("unit:", "forward(", { "forward" })
+    check("unit.s", "ize", { "size" })
     check("word:upp", "er(", { "upper" })
     check("thing.zzz", "", {})
     check("a.b.c", "", {})
@@ -201,5 +202,6 @@ function Thing:go() end
     local text = docs.text(docs.find("schedule")[1])
     assert.truthy(text:find("schedule.warmup(steps, inner, [options])", 1, true))
     assert.same({}, docs.find "no_such_name_at_all")
+    assert.equal("json.null", docs.text(docs.find("json.null")[1]):match("^[^\n]+"))
   end)
 end)

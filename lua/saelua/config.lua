@@ -11,7 +11,8 @@
 -- numbers, strings, table; found from the default when it shows one: 32 is an integer, so say
 -- `type = "number"` for a whole default of a real option), `nilable` (follows from a default of nil or `sl.null`),
 -- `one_of` (list), `min`, `max`, `check` (function(value, cfg) -> true, or false and why), `refuse` (value -> why it
--- is not available), `alias` (one letter), `group`, `positional` (1, 2, ...), `example`.
+-- is not available), `alias` (one letter), `group` (a heading of --help, also for the options that follow),
+-- `positional` (1, 2, ...), `example`.
 -- `{ { "name", default, help }, ... }` fixes an order where the source text cannot be read.
 --
 -- Sources, later ones win: defaults, `--config_file FILE` (JSON, strict keys), the command line (`--k 32`, `--k=32`,

@@ -30,10 +30,10 @@ local function flag_text(option)
   return names .. " " .. types.metavariable(option)
 end
 
--- "active latents per token; a whole number >= 1 (default 32)"
+-- "active latents per token; >= 1 (default 32)"
 local function meaning_text(option)
   local text = option.help
-  if not option.one_of and (option.min or option.max) then text = text .. "; " .. types.expected(option) end
+  if not option.one_of and (option.min or option.max) then text = text .. ";" .. types.range(option) end
   if option.refuse then
     local refused = {}
     for value in pairs(option.refuse) do refused[#refused + 1] = tostring(value) end
@@ -56,11 +56,12 @@ local function add_entry(out, left, text, width)
   end
 end
 
--- Groups in the order of their first option; options without a group come under "Options".
+-- Groups in the order of their first option. An option without a group joins the one before it; those at the
+-- beginning come under "Options".
 local function groups_of(options)
-  local order, members = {}, {}
+  local order, members, group = {}, {}, "Options"
   for _, option in ipairs(options) do
-    local group = option.group or "Options"
+    group = option.group or group
     if not members[group] then
       members[group] = {}
       order[#order + 1] = group

@@ -83,7 +83,8 @@ function types.infer(value)
   return #value == 0 and "table" or infer_list(value)
 end
 
-local function range_text(option)
+--- The range of an option in words: ` >= 1`, ` from 0 to 1`, or "".
+function types.range(option)
   local low, high = option.min, option.max
   local show = json.number
   if low and high then return (" from %s to %s"):format(show(low), show(high)) end
@@ -104,9 +105,9 @@ function types.expected(option)
     for i, word in ipairs(option.one_of) do words[i] = tostring(word) end
     text = (element and "a list out of " or "one of ") .. table.concat(words, ", ")
   elseif element then
-    text = "a list of " .. plural[element] .. range_text(option)
+    text = "a list of " .. plural[element] .. types.range(option)
   else
-    text = scalars[option.type].noun .. range_text(option)
+    text = scalars[option.type].noun .. types.range(option)
   end
   return option.nilable and text .. " (or null)" or text
 end

@@ -269,8 +269,8 @@ print(cfg.zeta)
     local result = program.run { "recipe.lua", "--help", folder = dir }
     assert.equal(0, result.status)
     for _, part in ipairs { "Title of the recipe.\nA second line of text.\n\nUsage: saelua recipe.lua [options]",
-      "--zeta INTEGER", "a whole number >= 0 (default 1)", "\nFlags:\n  --alpha, --no-alpha",
-      "--mid INTEGER ...", "--config_file FILE" } do
+      "\n\nOptions:\n  --zeta INTEGER ", [[first { = } " --; >= 0 (default 1)]],
+      "\n\nFlags:\n  --alpha, --no-alpha         second (default false)\n  --mid INTEGER ... ", "--config_file FILE" } do
       assert.truthy(result.out:find(part, 1, true), part .. "\nnot in\n" .. result.out)
     end
   end)

@@ -44,10 +44,12 @@ typedef struct {
   sl_dtype dtype;                /* f32, or bf16 (float32 sums) */
   const float *bias;             /* [m] or NULL */
   sl_codes_view codes;           /* capacity n * k */
+  int64_t base;                  /* added to every offset written: the entries of rows before these */
   int64_t *entries;              /* host: entries written */
   const uint8_t *dead;           /* [m] or NULL */
   int64_t k_dead;
   sl_codes_view dead_codes;      /* capacity n * k_dead */
+  int64_t dead_base;
   int64_t *dead_entries;         /* host */
   int64_t *nonfinite;            /* host: tokens with a NaN or infinite pre-activation (their rows mean nothing) */
   void *workspace; size_t workspace_bytes; size_t *need;
@@ -56,11 +58,14 @@ typedef struct {
 /* The k largest entries of each row, ties to the lowest latent. */
 typedef struct {
   sl_codes_view codes, out;      /* out: capacity min(k rows, entries of codes) */
-  int64_t k;
+  int64_t k, base;               /* base: added to every offset written */
   int64_t *entries;              /* host */
 } sl_sae_codes_prefix_args;
 
-/* Stable counting sort by latent. */
+/* y[r, id] = value, zero elsewhere. */
+typedef struct { sl_codes_view codes; float *y; /* [rows, n_latents] */ } sl_sae_codes_dense_args;
+
+/* Stable counting sort by latent. Offsets of the codes may start anywhere (rows of a larger batch). */
 typedef struct {
   sl_codes_view codes;
   sl_codes_index index;

@@ -36,6 +36,7 @@
   X(sae_pack,           "x - shift in the layouts of the SAE kernels",               true)  \
   X(sae_encode_topk,    "encoder product and exact top-k per token, fused",          true)  \
   X(sae_codes_prefix,   "the k largest entries of each code row",                    true)  \
+  X(sae_codes_dense,    "codes as a matrix",                                         true)  \
   X(sae_index_codes,    "codes by latent: stable counting sort",                     true)  \
   X(sae_decode,         "codes to reconstructions",                                  true)  \
   X(sae_decode_residual, "target minus reconstruction, with sums",                   true)  \

@@ -97,9 +97,9 @@ static encode_job plan(const sl_sae_encode_topk_args *args, const sae_cpu_ops *o
 }
 
 /* Rows of a [rows, k] layout with their lengths in offsets[1 ..] close up; offsets become what they are called. */
-static int64_t close_gaps(const sl_codes_view *codes, int64_t k) {
+static int64_t close_gaps(const sl_codes_view *codes, int64_t k, int64_t base) {
   int64_t at = 0;
-  codes->offsets[0] = 0;
+  codes->offsets[0] = base;
   for (int64_t r = 0; r < codes->rows; r++) {
     int64_t length = codes->offsets[r + 1];
     if (at != r * k) {
@@ -107,7 +107,7 @@ static int64_t close_gaps(const sl_codes_view *codes, int64_t k) {
       memmove(codes->ids + at, codes->ids + r * k, (size_t)length * sizeof *codes->ids);
     }
     at += length;
-    codes->offsets[r + 1] = at;
+    codes->offsets[r + 1] = base + at;
   }
   return at;
 }
@@ -135,7 +135,7 @@ sl_status slk_cpu_sae_encode_topk(sl_device *device, const sl_sae_encode_topk_ar
     int64_t tokens = args->n - first < job.tile_tokens ? args->n - first : job.tile_tokens;
     ops->encode_tile(&job, first, tokens, scratch + (size_t)omp_get_thread_num() * share);
   }
-  *args->entries = close_gaps(&args->codes, args->k);
-  if (args->dead) *args->dead_entries = close_gaps(&args->dead_codes, args->k_dead);
+  *args->entries = close_gaps(&args->codes, args->k, args->base);
+  if (args->dead) *args->dead_entries = close_gaps(&args->dead_codes, args->k_dead, args->dead_base);
   return SL_OK;
 }

@@ -1,0 +1,94 @@
+/* The gradient store of a dictionary: made on first use, shown on request, finished for the optimiser. */
+#include <string.h>
+
+#include "loss.h"
+#include "sae_private.h"
+
+static sl_status make_store(sl_sae *sae, sl_sae_gradient_store *store) {
+  int64_t latents = sae->config.d_sae;
+  /* Rows of the matrices mean something only where touched: they need no zeros. */
+  SL_TRY(sl_tensor_create_like(sae->parameters[SL_SAE_W_ENC], SL_F32, &store->parameters[SL_SAE_W_ENC]));
+  SL_TRY(sl_tensor_create_like(sae->parameters[SL_SAE_W_DEC], SL_F32, &store->parameters[SL_SAE_W_DEC]));
+  SL_TRY(sl_tensor_zeros(sae->device, SL_F32, 1, &latents, &store->parameters[SL_SAE_B_ENC]));
+  SL_TRY(sl_tensor_zeros(sae->device, SL_F32, 1, &sae->config.d_in, &store->parameters[SL_SAE_B_DEC]));
+  SL_TRY(sl_tensor_zeros(sae->device, SL_U8, 1, &latents, &store->touched));
+  SL_TRY(sl_tensor_zeros(sae->device, SL_F32, 1, &latents, &store->dot_dec));
+  SL_TRY(sl_tensor_zeros(sae->device, SL_F32, 1, &latents, &store->squares_enc));
+  SL_TRY(sl_tensor_zeros(sae->device, SL_F32, 1, &latents, &store->squares_dec));
+  return sl_tensor_zeros(sae->device, SL_F32, 1, &sae->config.d_in, &store->total_b_dec);
+}
+
+static void release_store(sl_sae_gradient_store *store) {
+  if (!store) return;
+  for (int i = 0; i < SL_SAE_PARAMETERS; i++) sl_tensor_release(store->parameters[i]);
+  sl_tensor_release(store->touched);
+  sl_tensor_release(store->dot_dec);
+  sl_tensor_release(store->squares_enc);
+  sl_tensor_release(store->squares_dec);
+  sl_tensor_release(store->total_b_dec);
+  sl_mem_free(store);
+}
+
+void sl__sae_gradients_release(sl_sae *sae) {
+  release_store(sae->gradients);
+  sae->gradients = NULL;
+}
+
+sl_status sl__sae_gradients(sl_sae *sae, sl_sae_gradients *out) {
+  if (!sae->gradients) {
+    sl_sae_gradient_store *store;
+    SL_TRY(sl_mem_alloc(sizeof *store, "SAE gradients", (void **)&store));
+    sl_status status = make_store(sae, store);
+    if (status != SL_OK) {
+      release_store(store);
+      return status;
+    }
+    sae->gradients = store;
+  }
+  const sl_sae_gradient_store *store = sae->gradients;
+  sl_sae_parameters p = sl__sae_parameters(store->parameters);
+  *out = (sl_sae_gradients){ .w_enc = p.w_enc, .w_dec = p.w_dec, .b_enc = p.b_enc, .b_dec = p.b_dec,
+                             .touched = sl_tensor_data(store->touched), .dot_dec = sl_tensor_f32(store->dot_dec),
+                             .squares_enc = sl_tensor_f32(store->squares_enc), .squares_dec = sl_tensor_f32(store->squares_dec) };
+  return SL_OK;
+}
+
+sl_status sl__sae_finish_gradients(sl_sae *sae, double *sum_squares) {
+  const sl_sae_config *config = &sae->config;
+  sl_tensor *workspace = NULL;
+  sl_sae_finish_gradients_args args = { .m = config->d_sae, .d_in = config->d_in, .d_out = config->d_in,
+                                        .w_enc = sl_tensor_f32(sae->parameters[SL_SAE_W_ENC]),
+                                        .through_u = config->apply_b_dec_to_input, .project = config->normalize_decoder,
+                                        .sum_squares = sum_squares };
+  SL_TRY(sl__sae_gradients(sae, &args.gradients));
+  args.total_b_dec = sl_tensor_f32(sae->gradients->total_b_dec);
+  SAE_WORKSPACE(sae->device, sae_finish_gradients, &args, &workspace);
+  sl_status status = SAE_RUN(sae->device, sae_finish_gradients, &args);
+  sl_tensor_release(workspace);
+  return status;
+}
+
+sl_status sl_sae_grad(sl_sae *sae, const char *name, sl_tensor **out) {
+  int id = 0;
+  while (id < SL_SAE_PARAMETERS && strcmp(name, sl_sae_parameter_name(id)) != 0) id++;
+  if (id == SL_SAE_PARAMETERS)
+    return sl_fail(SL_ENOTFOUND, "sae: no parameter is called \"%s\"; there are W_enc, b_enc, W_dec, b_dec", name);
+  sl_sae_fill_gradients_args args = { .m = sae->config.d_sae, .d_in = sae->config.d_in, .d_out = sae->config.d_in };
+  SL_TRY(sl__sae_gradients(sae, &args.gradients));
+  if (id == SL_SAE_B_DEC) {
+    double unused;
+    SL_TRY(sl__sae_finish_gradients(sae, &unused));
+    return sl_tensor_clone(sae->gradients->total_b_dec, out);
+  }
+  SL_TRY(SAE_RUN(sae->device, sae_fill_gradients, &args));
+  return sl_tensor_clone(sae->gradients->parameters[id], out);
+}
+
+sl_status sl_sae_zero_grad(sl_sae *sae) {
+  sl_sae_gradient_store *store = sae->gradients;
+  if (!store) return SL_OK;
+  SL_TRY(sl_tensor_fill_zero(store->touched));
+  SL_TRY(sl_tensor_fill_zero(store->dot_dec));
+  SL_TRY(sl_tensor_fill_zero(store->parameters[SL_SAE_B_ENC]));
+  return sl_tensor_fill_zero(store->parameters[SL_SAE_B_DEC]);
+}

@@ -1,0 +1,375 @@
+/* The training loss and its backward; see loss.h. A batch is a list of pieces (one, unless micro_acc_steps says more);
+ * a loss is a list of terms, each a set of codes with a residual and a weight. Forward: encode a piece, then residual and
+ * sums of each term. Backward: the gradient kernel once for each piece and term; pieces whose residuals were not kept are
+ * rebuilt from their codes. To add a term: a slot in the enum, its codes in encode_piece, its target in term_residual,
+ * its weight in term_weight. */
+#include "loss.h"
+
+#include <math.h>
+
+#include "sae_private.h"
+
+enum { TERM_MAIN, TERM_AUXK, TERM_MULTI, TERMS };
+
+/* One term on one piece. */
+typedef struct {
+  sl_tensor *residual, *column_sums;                    /* slabs; f64 [d_in] as bytes */
+  sl_tensor *index_offsets, *index_tokens, *index_values;
+  sl_tensor *code_gradients;       /* backward only */
+} term_buffers;
+
+typedef struct {
+  sl_tensor *u;                    /* slabs of the encoder's input */
+  term_buffers terms[TERMS];
+} piece_buffers;
+
+typedef struct sl_sae_loss_state {
+  sl_sae *sae;
+  sl_tensor *x;                    /* contiguous */
+  sl_sae_loss_opts opts;
+  int64_t piece_rows, pieces;
+  sl_codes *codes[TERMS];          /* NULL: the term is off */
+  int64_t most[TERMS];             /* entries a row can have */
+  sl_tensor *dead_mask;            /* u8 [d_sae], with AuxK */
+  double aux_scale;                /* s */
+  double denominator;              /* D */
+  piece_buffers buffers;
+  bool kept;                       /* buffers hold the one piece */
+  bool spent;                      /* backward has run */
+} loss_state;
+
+sl_sae_loss_opts sl_sae_loss_defaults(void) {
+  return (sl_sae_loss_opts){ .kind = SL_SAE_FVU, .dead_feature_threshold = 10000000, .dtype = SL_F32 };
+}
+
+/* -- Buffers -- */
+
+static void release_buffers(piece_buffers *buffers) {
+  sl__drop(&buffers->u);
+  for (int i = 0; i < TERMS; i++) {
+    term_buffers *term = &buffers->terms[i];
+    sl__drop(&term->residual);
+    sl__drop(&term->column_sums);
+    sl__drop(&term->index_offsets);
+    sl__drop(&term->index_tokens);
+    sl__drop(&term->index_values);
+    sl__drop(&term->code_gradients);
+  }
+}
+
+static sl_status make_buffers(loss_state *state) {
+  const sl_sae_config *config = &state->sae->config;
+  sl_device *device = state->sae->device;
+  size_t slab_bytes;
+  SL_TRY(sl__sae_slab_bytes(state->sae, state->piece_rows, &slab_bytes));
+  SL_TRY(sl__sae_bytes(device, slab_bytes, &state->buffers.u));
+  for (int i = 0; i < TERMS; i++) {
+    if (!state->codes[i]) continue;
+    term_buffers *term = &state->buffers.terms[i];
+    int64_t ends = config->d_sae + 1, entries = state->piece_rows * state->most[i];
+    SL_TRY(sl__sae_bytes(device, slab_bytes, &term->residual));
+    SL_TRY(sl__sae_bytes(device, (size_t)config->d_in * sizeof(double), &term->column_sums));
+    SL_TRY(sl_tensor_create(device, SL_I64, 1, &ends, &term->index_offsets));
+    SL_TRY(sl_tensor_create(device, SL_I32, 1, &entries, &term->index_tokens));
+    SL_TRY(sl_tensor_create(device, SL_F32, 1, &entries, &term->index_values));
+  }
+  return SL_OK;
+}
+
+static sl_codes_index index_of(const term_buffers *term) {
+  return (sl_codes_index){ .offsets = sl_tensor_data(term->index_offsets), .tokens = sl_tensor_data(term->index_tokens),
+                           .values = sl_tensor_data(term->index_values) };
+}
+
+/* -- A piece forward -- */
+
+typedef struct { int64_t first, rows; } piece_span;
+
+static piece_span span_of(const loss_state *state, int64_t piece) {
+  int64_t first = piece * state->piece_rows, rest = state->x->shape[0] - first;
+  return (piece_span){ first, rest < state->piece_rows ? rest : state->piece_rows };
+}
+
+static const float *rows_of(const loss_state *state, piece_span span) {
+  return sl_tensor_f32(state->x) + span.first * state->sae->config.d_in;
+}
+
+/* The k best of the 4k best, appended to the main codes. */
+static sl_status take_prefix(loss_state *state, piece_span span) {
+  sl_codes *main = state->codes[TERM_MAIN];
+  int64_t entries = 0;
+  sl_codes_view out = sl_codes_rows(main, span.first, span.rows);
+  out.ids += main->entries;
+  out.values += main->entries;
+  sl_sae_codes_prefix_args args = { .codes = sl_codes_rows(state->codes[TERM_MULTI], span.first, span.rows), .out = out,
+                                    .k = state->most[TERM_MAIN], .base = main->entries, .entries = &entries };
+  SL_TRY(SAE_RUN(state->sae->device, sae_codes_prefix, &args));
+  main->entries += entries;
+  return SL_OK;
+}
+
+static sl_status encode_piece(loss_state *state, piece_span span, int64_t *nonfinite) {
+  int widest = state->codes[TERM_MULTI] ? TERM_MULTI : TERM_MAIN;
+  sl_sae_encode_request request = {
+    .x = rows_of(state, span), .first = span.first, .rows = span.rows, .k = state->most[widest], .dtype = state->opts.dtype,
+    .codes = state->codes[widest], .u = sl_tensor_data(state->buffers.u) };
+  if (state->codes[TERM_AUXK]) {
+    request.dead = state->dead_mask;
+    request.k_dead = state->most[TERM_AUXK];
+    request.dead_codes = state->codes[TERM_AUXK];
+  }
+  SL_TRY(sl__sae_encode_rows(state->sae, &request));
+  *nonfinite += request.nonfinite;
+  return widest == TERM_MULTI ? take_prefix(state, span) : SL_OK;
+}
+
+static sl_status index_term(loss_state *state, int i, piece_span span) {
+  sl_tensor *workspace = NULL;
+  sl_sae_index_codes_args args = { .codes = sl_codes_rows(state->codes[i], span.first, span.rows),
+                                   .index = index_of(&state->buffers.terms[i]) };
+  SAE_WORKSPACE(state->sae->device, sae_index_codes, &args, &workspace);
+  sl_status status = SAE_RUN(state->sae->device, sae_index_codes, &args);
+  sl_tensor_release(workspace);
+  return status;
+}
+
+/* Residual of a term and its sum of squares; `cosine` (main only) may be NULL. */
+static sl_status term_residual(loss_state *state, int i, piece_span span, double *squares, double *cosine) {
+  sl_sae *sae = state->sae;
+  term_buffers *term = &state->buffers.terms[i];
+  sl_tensor *workspace = NULL;
+  sl_sae_decode_residual_args args = {
+    .n = span.rows, .m = sae->config.d_sae, .d = sae->config.d_in, .index = index_of(term),
+    .w_dec = sl_tensor_f32(sae->parameters[SL_SAE_W_DEC]), .residual = sl_tensor_data(term->residual),
+    .column_sums = sl_tensor_data(term->column_sums), .sum_squares = squares, .cosine = cosine };
+  if (i == TERM_AUXK) {
+    args.target_slabs = sl_tensor_data(state->buffers.terms[TERM_MAIN].residual);
+  } else {
+    args.target = rows_of(state, span);
+    args.b_dec = sl_tensor_f32(sae->parameters[SL_SAE_B_DEC]);
+  }
+  SAE_WORKSPACE(sae->device, sae_decode_residual, &args, &workspace);
+  sl_status status = SAE_RUN(sae->device, sae_decode_residual, &args);
+  sl_tensor_release(workspace);
+  return status;
+}
+
+/* Index and residual of every term; sums[i] (+)= sum of squares. */
+static sl_status residuals(loss_state *state, piece_span span, double sums[TERMS], double *cosine) {
+  for (int i = 0; i < TERMS; i++) {
+    if (!state->codes[i]) continue;
+    double squares = 0, cosines = 0;
+    SL_TRY(index_term(state, i, span));
+    SL_TRY(term_residual(state, i, span, &squares, cosine && i == TERM_MAIN ? &cosines : NULL));
+    sums[i] += squares;
+    if (cosine) *cosine += cosines;
+  }
+  return SL_OK;
+}
+
+/* -- Set-up -- */
+
+static sl_status check_opts(const sl_sae *sae, sl_sae_loss_opts *opts, const sl_tensor *x) {
+  SL_TRY(sl__sae_choose_k(sae, "loss", &opts->k));
+  if (opts->kind != SL_SAE_MSE && opts->kind != SL_SAE_FVU) return sl_fail(SL_EINVAL, "loss: unknown kind %d", (int)opts->kind);
+  if (x->shape[0] < 1) return sl_fail(SL_ESHAPE, "loss: x has no tokens");
+  if (opts->micro_acc_steps < 0 || !(opts->auxk_alpha >= 0) || !(opts->multi_alpha >= 0) || !(opts->total_variance >= 0))
+    return sl_fail(SL_EINVAL, "loss: micro_acc_steps, auxk_alpha, multi_alpha and total_variance may not be negative");
+  return SL_OK;
+}
+
+static sl_status make_codes(loss_state *state, int i, int64_t most) {
+  state->most[i] = most;
+  return sl_codes_create(state->sae->device, state->x->shape[0], state->sae->config.d_sae, state->x->shape[0] * most, &state->codes[i]);
+}
+
+/* Which latents are dead, and so whether there is an AuxK term. */
+static sl_status find_dead(loss_state *state, int64_t *dead) {
+  sl_sae *sae = state->sae;
+  SL_TRY(sl_tensor_create(sae->device, SL_U8, 1, &sae->config.d_sae, &state->dead_mask));
+  sl_sae_mask_args args = { .m = sae->config.d_sae, .bound = state->opts.dead_feature_threshold,
+                            .value = sl_tensor_data(sae->tokens_since_fired), .mask = sl_tensor_data(state->dead_mask), .count = dead };
+  SL_TRY(SAE_RUN(sae->device, sae_mask, &args));
+  if (*dead == 0) return SL_OK;
+  int64_t wanted = sae->config.d_in / 2 > 0 ? sae->config.d_in / 2 : 1;
+  state->aux_scale = *dead < wanted ? (double)*dead / (double)wanted : 1;
+  return make_codes(state, TERM_AUXK, *dead < wanted ? *dead : wanted);
+}
+
+static sl_status total_variance(const loss_state *state, double *out) {
+  sl_tensor *workspace = NULL;
+  sl_sae_center_args args = { .n = state->x->shape[0], .d = state->x->shape[1], .x = sl_tensor_f32(state->x), .total_variance = out };
+  SAE_WORKSPACE(state->sae->device, sae_center, &args, &workspace);
+  sl_status status = SAE_RUN(state->sae->device, sae_center, &args);
+  sl_tensor_release(workspace);
+  return status;
+}
+
+static sl_status prepare(loss_state *state, sl_sae_loss *loss) {
+  const sl_sae_loss_opts *opts = &state->opts;
+  int64_t tokens = state->x->shape[0], steps = opts->micro_acc_steps > 1 ? opts->micro_acc_steps : 1;
+  state->piece_rows = (tokens + steps - 1) / steps;
+  state->pieces = (tokens + state->piece_rows - 1) / state->piece_rows;
+  loss->tokens = tokens;
+  loss->total_variance = opts->total_variance;
+  if (opts->total_variance == 0) SL_TRY(total_variance(state, &loss->total_variance));
+  if (opts->kind == SL_SAE_FVU && loss->total_variance == 0)
+    return sl_fail(SL_EINVAL, "loss: the %lld tokens of the batch are all equal, so the fraction of variance unexplained is undefined",
+                   (long long)tokens);
+  state->denominator = opts->kind == SL_SAE_FVU ? loss->total_variance : (double)(tokens * state->sae->config.d_in);
+  SL_TRY(make_codes(state, TERM_MAIN, opts->k));
+  if (opts->auxk_alpha > 0) SL_TRY(find_dead(state, &loss->dead));
+  int64_t latents = state->sae->config.d_sae;
+  if (opts->multi_alpha > 0) SL_TRY(make_codes(state, TERM_MULTI, opts->k < latents / 4 ? 4 * opts->k : latents));
+  return make_buffers(state);
+}
+
+/* -- Forward -- */
+
+static void fill_results(const loss_state *state, sl_sae_loss *loss, const double sums[TERMS], double cosine) {
+  double tokens = (double)loss->tokens, bad = NAN;
+  bool sound = loss->nonfinite == 0 && isfinite(sums[TERM_MAIN]) && isfinite(loss->total_variance);
+  double main = sound ? sums[TERM_MAIN] : bad;
+  loss->mse = main / (tokens * (double)state->sae->config.d_in);
+  loss->fvu = main / loss->total_variance;
+  loss->explained_variance = 1 - loss->fvu;
+  loss->l0 = (double)state->codes[TERM_MAIN]->entries / tokens;
+  loss->cosine = sound ? cosine / tokens : bad;
+  loss->auxk = state->aux_scale * sums[TERM_AUXK] / state->denominator;
+  loss->multi_topk = sums[TERM_MULTI] / state->denominator;
+  loss->loss = main / state->denominator + state->opts.auxk_alpha * loss->auxk + state->opts.multi_alpha * loss->multi_topk;
+}
+
+static sl_status forward(loss_state *state, sl_sae_loss *loss) {
+  double sums[TERMS] = {0}, cosine = 0;
+  SL_TRY(prepare(state, loss));
+  for (int64_t piece = 0; piece < state->pieces; piece++) {
+    SL_TRY(sl_interrupt_check());
+    piece_span span = span_of(state, piece);
+    SL_TRY(encode_piece(state, span, &loss->nonfinite));
+    SL_TRY(residuals(state, span, sums, &cosine));
+  }
+  fill_results(state, loss, sums, cosine);
+  state->kept = state->pieces == 1;
+  if (!state->kept) release_buffers(&state->buffers);
+  return SL_OK;
+}
+
+sl_status sl_sae_loss_create(sl_sae *sae, const sl_tensor *x, const sl_sae_loss_opts *opts, sl_sae_loss **out) {
+  sl_sae_loss_opts chosen = opts ? *opts : sl_sae_loss_defaults();
+  sl_tensor *input;
+  SL_TRY(sl__sae_input(sae, x, "loss", &input));
+  sl_sae_loss *loss = NULL;
+  loss_state *state = NULL;
+  sl_status status = check_opts(sae, &chosen, input);
+  if (status == SL_OK) status = sl_mem_alloc(sizeof *loss, "an SAE loss", (void **)&loss);
+  if (status == SL_OK) status = sl_mem_alloc(sizeof *state, "an SAE loss", (void **)&state);
+  if (status != SL_OK) {
+    sl_mem_free(loss);
+    sl_tensor_release(input);
+    return status;
+  }
+  *state = (loss_state){ .sae = sl_sae_retain(sae), .x = input, .opts = chosen };
+  *loss = (sl_sae_loss){ .references = 1, .state = state };
+  status = forward(state, loss);
+  if (status != SL_OK) {
+    sl_sae_loss_release(loss);
+    return status;
+  }
+  *out = loss;
+  return SL_OK;
+}
+
+sl_sae_loss *sl_sae_loss_retain(sl_sae_loss *loss) {
+  loss->references++;
+  return loss;
+}
+
+void sl_sae_loss_release(sl_sae_loss *loss) {
+  if (!loss || --loss->references > 0) return;
+  loss_state *state = loss->state;
+  release_buffers(&state->buffers);
+  for (int i = 0; i < TERMS; i++) sl_codes_release(state->codes[i]);
+  sl_tensor_release(state->dead_mask);
+  sl_tensor_release(state->x);
+  sl_sae_release(state->sae);
+  sl_mem_free(state);
+  sl_mem_free(loss);
+}
+
+sl_codes *sl_sae_loss_codes(const sl_sae_loss *loss) { return sl_codes_retain(loss->state->codes[TERM_MAIN]); }
+
+/* -- Backward -- */
+
+/* d loss / d (sum of squares of the term's residual). */
+static double term_weight(const loss_state *state, int i) {
+  double weight = 1 / state->denominator;
+  if (i == TERM_AUXK) weight *= state->opts.auxk_alpha * state->aux_scale;
+  if (i == TERM_MULTI) weight *= state->opts.multi_alpha;
+  return weight;
+}
+
+static sl_status backward_term(loss_state *state, int i, piece_span span, double grad_scale) {
+  sl_sae *sae = state->sae;
+  term_buffers *term = &state->buffers.terms[i];
+  sl_sae_backward_args args = {
+    .n = span.rows, .m = sae->config.d_sae, .d_in = sae->config.d_in, .d_out = sae->config.d_in, .index = index_of(term),
+    .residual = sl_tensor_data(term->residual), .scale = (float)(-2 * grad_scale * term_weight(state, i)),
+    .u = sl_tensor_data(state->buffers.u), .w_dec = sl_tensor_f32(sae->parameters[SL_SAE_W_DEC]),
+    .code_gradients = sl_tensor_f32(term->code_gradients) };
+  if (i != TERM_AUXK) args.column_sums = sl_tensor_data(term->column_sums); /* AuxK reconstructs without b_dec */
+  SL_TRY(sl__sae_gradients(sae, &args.gradients));
+  return SAE_RUN(sae->device, sae_backward, &args);
+}
+
+/* All that is large, before the first gradient is added: a lack of memory then leaves a loss that may be tried again. */
+static sl_status make_backward_buffers(loss_state *state) {
+  sl_sae_gradients made;
+  SL_TRY(sl__sae_gradients(state->sae, &made));
+  if (!state->kept) {
+    release_buffers(&state->buffers);
+    SL_TRY(make_buffers(state));
+  }
+  for (int i = 0; i < TERMS; i++) {
+    if (!state->codes[i] || state->buffers.terms[i].code_gradients) continue;
+    int64_t entries = state->piece_rows * state->most[i];
+    SL_TRY(sl_tensor_create(state->sae->device, SL_F32, 1, &entries, &state->buffers.terms[i].code_gradients));
+  }
+  return SL_OK;
+}
+
+/* The batch counts once: all its tokens at the first piece, none at the others. */
+static sl_status note_fired(loss_state *state, int64_t tokens) {
+  sl_sae *sae = state->sae;
+  sl_sae_note_fired_args args = { .m = sae->config.d_sae, .tokens = tokens,
+                                  .offsets = sl_tensor_data(state->buffers.terms[TERM_MAIN].index_offsets),
+                                  .since = sl_tensor_data(sae->tokens_since_fired), .counts = sl_tensor_data(sae->fire_counts) };
+  return SAE_RUN(sae->device, sae_note_fired, &args);
+}
+
+static sl_status backward_piece(loss_state *state, int64_t piece, double grad_scale) {
+  piece_span span = span_of(state, piece);
+  if (!state->kept) {
+    double unused[TERMS] = {0};
+    SL_TRY(sl__sae_pack_slabs(state->sae, rows_of(state, span), span.rows, sl_tensor_data(state->buffers.u)));
+    SL_TRY(residuals(state, span, unused, NULL));
+  }
+  for (int i = 0; i < TERMS; i++)
+    if (state->codes[i]) SL_TRY(backward_term(state, i, span, grad_scale));
+  return note_fired(state, piece == 0 ? state->x->shape[0] : 0);
+}
+
+sl_status sl_sae_backward(sl_sae_loss *loss, double grad_scale) {
+  loss_state *state = loss->state;
+  if (state->spent) return sl_fail(SL_ESTATE, "backward: this loss has been through backward already");
+  if (!isfinite(loss->loss))
+    return sl_fail(SL_EINVAL, "backward: the loss is not finite (%lld of %lld tokens have pre-activations that are not)",
+                   (long long)loss->nonfinite, (long long)loss->tokens);
+  SL_TRY(sl_interrupt_check());
+  SL_TRY(make_backward_buffers(state));
+  state->spent = true;
+  for (int64_t piece = 0; piece < state->pieces; piece++) SL_TRY(backward_piece(state, piece, grad_scale));
+  state->sae->window_tokens += loss->tokens;
+  release_buffers(&state->buffers);
+  return SL_OK;
+}

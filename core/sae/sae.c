@@ -1,0 +1,363 @@
+/* The sparse autoencoder: creation, parameters, start values, encode and decode; see sae.h. */
+#include "sae.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "sae_private.h"
+
+/* -- Names -- */
+
+static const char *const activation_names[] = {
+#define X(id, name) name,
+  SL_SAE_ACTIVATIONS(X)
+#undef X
+};
+
+const char *sl_sae_activation_name(sl_sae_activation activation) { return activation_names[activation]; }
+
+sl_status sl_sae_activation_find(const char *name, sl_sae_activation *out) {
+  for (int i = 0; i < SL_SAE_ACTIVATION_COUNT; i++) {
+    if (strcmp(name, activation_names[i]) != 0) continue;
+    *out = (sl_sae_activation)i;
+    return SL_OK;
+  }
+#define X(id, name) " " name
+  return sl_fail(SL_EUNSUPPORTED, "sae: no activation is called \"%s\"; there are:" SL_SAE_ACTIVATIONS(X), name);
+#undef X
+}
+
+static const char *const parameter_names[SL_SAE_PARAMETERS] = { "W_enc", "b_enc", "W_dec", "b_dec" };
+
+const char *sl_sae_parameter_name(int id) { return id >= 0 && id < SL_SAE_PARAMETERS ? parameter_names[id] : NULL; }
+
+/* -- Private helpers -- */
+
+sl_status sl__sae_no_kernel(const sl_device *device, const char *kernel) {
+  return sl_fail(SL_EUNSUPPORTED, "device %s has no kernel %s", device->name, kernel);
+}
+
+sl_status sl__sae_bytes(sl_device *device, size_t bytes, sl_tensor **out) {
+  int64_t shape = bytes > 0 ? (int64_t)bytes : 1;
+  return sl_tensor_create(device, SL_U8, 1, &shape, out);
+}
+
+sl_sae_parameters sl__sae_parameters(sl_tensor *const tensors[SL_SAE_PARAMETERS]) {
+  return (sl_sae_parameters){ .w_enc = sl_tensor_f32(tensors[SL_SAE_W_ENC]), .b_enc = sl_tensor_f32(tensors[SL_SAE_B_ENC]),
+                              .w_dec = sl_tensor_f32(tensors[SL_SAE_W_DEC]), .b_dec = sl_tensor_f32(tensors[SL_SAE_B_DEC]) };
+}
+
+/* -- Creation -- */
+
+sl_sae_config sl_sae_config_topk(int64_t d_in, int64_t d_sae, int64_t k) {
+  return (sl_sae_config){ .d_in = d_in, .d_sae = d_sae, .activation = SL_SAE_TOPK, .k = k, .apply_b_dec_to_input = true,
+                          .normalize_decoder = true };
+}
+
+static sl_status check_config(const sl_sae_config *config) {
+  if (config->d_in < 1 || config->d_sae < 1 || config->d_sae > INT32_MAX)
+    return sl_fail(SL_EINVAL, "sae: d_in %lld, d_sae %lld: both must be at least 1", (long long)config->d_in, (long long)config->d_sae);
+  if (config->k < 1 || config->k > config->d_sae)
+    return sl_fail(SL_EINVAL, "sae: k = %lld does not lie in 1 .. %lld, the number of latents", (long long)config->k,
+                   (long long)config->d_sae);
+  return SL_OK;
+}
+
+static sl_status make_tensors(sl_sae *sae) {
+  int64_t matrix[2] = { sae->config.d_sae, sae->config.d_in };
+  SL_TRY(sl_tensor_create(sae->device, SL_F32, 2, matrix, &sae->parameters[SL_SAE_W_ENC]));
+  SL_TRY(sl_tensor_zeros(sae->device, SL_F32, 1, &matrix[0], &sae->parameters[SL_SAE_B_ENC]));
+  SL_TRY(sl_tensor_create(sae->device, SL_F32, 2, matrix, &sae->parameters[SL_SAE_W_DEC]));
+  SL_TRY(sl_tensor_zeros(sae->device, SL_F32, 1, &matrix[1], &sae->parameters[SL_SAE_B_DEC]));
+  SL_TRY(sl_tensor_zeros(sae->device, SL_I64, 1, &matrix[0], &sae->tokens_since_fired));
+  return sl_tensor_zeros(sae->device, SL_I64, 1, &matrix[0], &sae->fire_counts);
+}
+
+static sl_status start_values(sl_sae *sae, uint64_t seed) {
+  float bound = (float)(1 / sqrt((double)sae->config.d_in));
+  sl_tensor *w_enc = sae->parameters[SL_SAE_W_ENC], *w_dec = sae->parameters[SL_SAE_W_DEC];
+  sl_random_args args = { .kind = SL_RANDOM_UNIFORM, .seed = seed, .low = -bound, .high = bound, .y = sl_tensor_data(w_enc),
+                          .n = sl_tensor_count(w_enc) };
+  SL_TRY(SAE_RUN(sae->device, random, &args));
+  SL_TRY(sl_tensor_copy_(w_dec, w_enc));
+  return sl_sae_parameters_changed(sae);
+}
+
+sl_status sl_sae_create(sl_device *device, const sl_sae_config *config, uint64_t seed, sl_sae **out) {
+  SL_TRY(check_config(config));
+  sl_sae *sae;
+  SL_TRY(sl_mem_alloc(sizeof *sae, "an SAE", (void **)&sae));
+  *sae = (sl_sae){ .references = 1, .device = device, .config = *config };
+  sl_status status = make_tensors(sae);
+  if (status == SL_OK) status = start_values(sae, seed);
+  if (status != SL_OK) {
+    sl_sae_release(sae);
+    return status;
+  }
+  *out = sae;
+  return SL_OK;
+}
+
+sl_sae *sl_sae_retain(sl_sae *sae) {
+  sae->references++;
+  return sae;
+}
+
+void sl_sae_release(sl_sae *sae) {
+  if (!sae || --sae->references > 0) return;
+  for (int i = 0; i < SL_SAE_PARAMETERS; i++) sl_tensor_release(sae->parameters[i]);
+  sl_tensor_release(sae->w_enc_bf16);
+  sl_tensor_release(sae->tokens_since_fired);
+  sl_tensor_release(sae->fire_counts);
+  sl__sae_gradients_release(sae);
+  sl_mem_free(sae);
+}
+
+/* -- Parameters -- */
+
+static sl_status find_parameter(sl_sae *sae, const char *name, sl_tensor **out) {
+  for (int i = 0; i < SL_SAE_PARAMETERS; i++) {
+    if (strcmp(name, parameter_names[i]) != 0) continue;
+    *out = sae->parameters[i];
+    return SL_OK;
+  }
+  return sl_fail(SL_ENOTFOUND, "sae: no parameter is called \"%s\"; there are W_enc, b_enc, W_dec, b_dec", name);
+}
+
+sl_status sl_sae_parameter(sl_sae *sae, const char *name, sl_tensor **out) {
+  sl_tensor *found = NULL;
+  SL_TRY(find_parameter(sae, name, &found));
+  *out = sl_tensor_retain(found);
+  return SL_OK;
+}
+
+sl_status sl_sae_set_parameter(sl_sae *sae, const char *name, const sl_tensor *value) {
+  sl_tensor *found = NULL;
+  SL_TRY(find_parameter(sae, name, &found));
+  if (!sl_tensor_same_shape(found, value)) {
+    char have[SL_SHAPE_TEXT], want[SL_SHAPE_TEXT];
+    return sl_fail(SL_ESHAPE, "sae: %s is %s, the values given are %s", name, sl_tensor_shape_text(found, want),
+                   sl_tensor_shape_text(value, have));
+  }
+  SL_TRY(sl_tensor_copy_(found, value));
+  return sl_sae_parameters_changed(sae);
+}
+
+static sl_status round_encoder(sl_sae *sae) {
+  sl_tensor *w_enc = sae->parameters[SL_SAE_W_ENC];
+  sl_cast_args args = { .x = sl_tensor_data(w_enc), .dtype_x = SL_F32, .y = sl_tensor_data(sae->w_enc_bf16),
+                        .dtype_y = SL_BF16, .n = sl_tensor_count(w_enc) };
+  return SAE_RUN(sae->device, cast, &args);
+}
+
+sl_status sl_sae_parameters_changed(sl_sae *sae) {
+  if (sae->config.normalize_decoder) {
+    float *w_dec = sl_tensor_f32(sae->parameters[SL_SAE_W_DEC]);
+    sl_sae_unit_rows_args args = { .x = w_dec, .y = w_dec, .m = sae->config.d_sae, .d = sae->config.d_in };
+    SL_TRY(SAE_RUN(sae->device, sae_unit_rows, &args));
+  }
+  return sae->w_enc_bf16 ? round_encoder(sae) : SL_OK;
+}
+
+sl_status sl__sae_encoder(sl_sae *sae, sl_dtype dtype, const void **out) {
+  if (dtype != SL_F32 && dtype != SL_BF16)
+    return sl_fail(SL_EDTYPE, "sae: the encoder product runs in f32 or bf16, not in %s", sl_dtype_name(dtype));
+  if (dtype == SL_BF16 && !sae->w_enc_bf16) {
+    SL_TRY(sl_tensor_create_like(sae->parameters[SL_SAE_W_ENC], SL_BF16, &sae->w_enc_bf16));
+    SL_TRY(round_encoder(sae));
+  }
+  *out = sl_tensor_data(dtype == SL_BF16 ? sae->w_enc_bf16 : sae->parameters[SL_SAE_W_ENC]);
+  return SL_OK;
+}
+
+/* -- Start of b_dec -- */
+
+static sl_status center_of(sl_sae *sae, const sl_tensor *x, bool median, sl_tensor *out) {
+  double variance;
+  sl_tensor *workspace = NULL;
+  sl_sae_center_args args = { .n = x->shape[0], .d = x->shape[1], .x = sl_tensor_f32(x), .median = median, .tolerance = 1e-5,
+                              .max_iterations = 100, .center = sl_tensor_f32(out), .total_variance = &variance };
+  SAE_WORKSPACE(sae->device, sae_center, &args, &workspace);
+  sl_status status = SAE_RUN(sae->device, sae_center, &args);
+  sl_tensor_release(workspace);
+  SL_TRY(status);
+  if (!isfinite(variance)) return sl_fail(SL_EINVAL, "sae: b_dec cannot start at the centre of values that are not finite");
+  return SL_OK;
+}
+
+sl_status sl_sae_init_b_dec(sl_sae *sae, const sl_tensor *x, sl_sae_center center) {
+  sl_tensor *b_dec = sae->parameters[SL_SAE_B_DEC], *input = NULL, *start = NULL;
+  if (center == SL_SAE_CENTER_ZEROS) return sl_tensor_fill_zero(b_dec);
+  if (!x || x->shape[0] < 1) return sl_fail(SL_EINVAL, "sae: b_dec cannot start at the centre of no tokens");
+  SL_TRY(sl__sae_input(sae, x, "init_b_dec", &input));
+  sl_status status = sl_tensor_create_like(b_dec, SL_F32, &start);
+  if (status == SL_OK) status = center_of(sae, input, center == SL_SAE_CENTER_MEDIAN, start);
+  if (status == SL_OK) status = sl_tensor_copy_(b_dec, start);
+  sl_tensor_release(input);
+  sl_tensor_release(start);
+  return status;
+}
+
+/* -- Encode and decode -- */
+
+sl_status sl__sae_input(const sl_sae *sae, const sl_tensor *x, const char *op, sl_tensor **out) {
+  SL_TRY(sl_interrupt_check());
+  SL_TRY(sl_tensor_expect(x, op, "x", SL_F32, 2));
+  if (x->shape[1] != sae->config.d_in)
+    return sl_fail(SL_ESHAPE, "%s: x is [%lld x %lld], the dictionary reads %lld inputs", op, (long long)x->shape[0],
+                   (long long)x->shape[1], (long long)sae->config.d_in);
+  if (sl_tensor_device(x) != sae->device)
+    return sl_fail(SL_EDEVICE, "%s: x is on %s, the dictionary on %s", op, sl_tensor_device(x)->name, sae->device->name);
+  return sl_tensor_contiguous(x, out);
+}
+
+sl_status sl__sae_choose_k(const sl_sae *sae, const char *op, int64_t *k) {
+  if (*k == 0) *k = sae->config.k;
+  if (*k < 1 || *k > sae->config.d_sae)
+    return sl_fail(SL_EINVAL, "%s: k = %lld does not lie in 1 .. %lld, the number of latents", op, (long long)*k,
+                   (long long)sae->config.d_sae);
+  return SL_OK;
+}
+
+sl_status sl__sae_slab_bytes(const sl_sae *sae, int64_t rows, size_t *out) {
+  sl_sae_pack_args args = { .n = rows, .d = sae->config.d_in, .dtype = SL_F32, .need_slabs = out };
+  return SAE_RUN(sae->device, sae_pack, &args);
+}
+
+static sl_status pack(const sl_sae *sae, const float *x, int64_t rows, sl_dtype dtype, void *panels, float *slabs) {
+  const float *b_dec = sl_tensor_f32(sae->parameters[SL_SAE_B_DEC]);
+  sl_sae_pack_args args = { .n = rows, .d = sae->config.d_in, .x = x, .dtype = dtype, .panels = panels, .slabs = slabs,
+                            .shift = sae->config.apply_b_dec_to_input ? b_dec : NULL };
+  return SAE_RUN(sae->device, sae_pack, &args);
+}
+
+sl_status sl__sae_pack_slabs(const sl_sae *sae, const float *x, int64_t rows, float *slabs) {
+  return pack(sae, x, rows, SL_F32, NULL, slabs);
+}
+
+/* Where rows from `first` of codes go. */
+static sl_codes_view append_view(sl_codes *codes, int64_t first, int64_t rows) {
+  sl_codes_view view = sl_codes_rows(codes, first, rows);
+  view.ids += codes->entries;
+  view.values += codes->entries;
+  return view;
+}
+
+static sl_status encode_rows(sl_sae *sae, sl_sae_encode_request *request, sl_tensor **panels, sl_tensor **workspace) {
+  const void *encoder;
+  SL_TRY(sl__sae_encoder(sae, request->dtype, &encoder));
+  size_t panel_bytes;
+  sl_sae_pack_args query = { .n = request->rows, .d = sae->config.d_in, .dtype = request->dtype, .need_panels = &panel_bytes };
+  SL_TRY(SAE_RUN(sae->device, sae_pack, &query));
+  SL_TRY(sl__sae_bytes(sae->device, panel_bytes, panels));
+  SL_TRY(pack(sae, request->x, request->rows, request->dtype, sl_tensor_data(*panels), request->u));
+  int64_t entries = 0, dead_entries = 0, nonfinite = 0;
+  sl_sae_encode_topk_args args = {
+    .n = request->rows, .d = sae->config.d_in, .m = sae->config.d_sae, .k = request->k, .panels = sl_tensor_data(*panels),
+    .w = encoder, .dtype = request->dtype, .bias = sl_tensor_f32(sae->parameters[SL_SAE_B_ENC]),
+    .codes = append_view(request->codes, request->first, request->rows), .base = request->codes->entries,
+    .entries = &entries, .nonfinite = &nonfinite };
+  if (request->dead) {
+    args.dead = sl_tensor_data(request->dead);
+    args.k_dead = request->k_dead;
+    args.dead_codes = append_view(request->dead_codes, request->first, request->rows);
+    args.dead_base = request->dead_codes->entries;
+    args.dead_entries = &dead_entries;
+  }
+  SAE_WORKSPACE(sae->device, sae_encode_topk, &args, workspace);
+  SL_TRY(SAE_RUN(sae->device, sae_encode_topk, &args));
+  request->codes->entries += entries;
+  if (request->dead) request->dead_codes->entries += dead_entries;
+  request->nonfinite += nonfinite;
+  return SL_OK;
+}
+
+sl_status sl__sae_encode_rows(sl_sae *sae, sl_sae_encode_request *request) {
+  sl_tensor *panels = NULL, *workspace = NULL;
+  sl_status status = encode_rows(sae, request, &panels, &workspace);
+  sl_tensor_release(panels);
+  sl_tensor_release(workspace);
+  return status;
+}
+
+/* In runs of rows, so that a long input needs little work memory. */
+static sl_status encode_all(sl_sae *sae, const sl_tensor *x, int64_t k, sl_dtype dtype, sl_codes *codes) {
+  enum { RUN = 8192 };
+  sl_sae_encode_request request = { .k = k, .dtype = dtype, .codes = codes };
+  for (request.first = 0; request.first < codes->rows; request.first += RUN) {
+    SL_TRY(sl_interrupt_check());
+    request.x = sl_tensor_f32(x) + request.first * sae->config.d_in;
+    request.rows = codes->rows - request.first < RUN ? codes->rows - request.first : RUN;
+    SL_TRY(sl__sae_encode_rows(sae, &request));
+  }
+  if (request.nonfinite > 0)
+    return sl_fail(SL_EINVAL, "encode: %lld of %lld tokens have pre-activations that are NaN or infinite; look at the input and the weights",
+                   (long long)request.nonfinite, (long long)codes->rows);
+  return SL_OK;
+}
+
+sl_status sl_sae_encode(sl_sae *sae, const sl_tensor *x, const sl_sae_encode_opts *opts, sl_codes **out) {
+  int64_t k = opts ? opts->k : 0;
+  SL_TRY(sl__sae_choose_k(sae, "encode", &k));
+  sl_tensor *input;
+  SL_TRY(sl__sae_input(sae, x, "encode", &input));
+  sl_codes *codes = NULL;
+  sl_status status = sl_codes_create(sae->device, x->shape[0], sae->config.d_sae, x->shape[0] * k, &codes);
+  if (status == SL_OK) status = encode_all(sae, input, k, opts ? opts->dtype : SL_F32, codes);
+  sl_tensor_release(input);
+  if (status != SL_OK) {
+    sl_codes_release(codes);
+    return status;
+  }
+  *out = codes;
+  return SL_OK;
+}
+
+sl_status sl_sae_decode(sl_sae *sae, const sl_codes *codes, sl_tensor **out) {
+  SL_TRY(sl_interrupt_check());
+  if (codes->n_latents != sae->config.d_sae)
+    return sl_fail(SL_ESHAPE, "decode: codes of %lld latents, the dictionary has %lld", (long long)codes->n_latents,
+                   (long long)sae->config.d_sae);
+  if (sl_tensor_device(codes->values) != sae->device)
+    return sl_fail(SL_EDEVICE, "decode: the codes are on %s, the dictionary on %s", sl_tensor_device(codes->values)->name, sae->device->name);
+  int64_t shape[2] = { codes->rows, sae->config.d_in };
+  sl_tensor *made = NULL;
+  SL_TRY(sl_tensor_create(sae->device, SL_F32, 2, shape, &made));
+  sl_sae_decode_args args = { .codes = sl_codes_rows(codes, 0, codes->rows), .d = sae->config.d_in,
+                              .w_dec = sl_tensor_f32(sae->parameters[SL_SAE_W_DEC]),
+                              .b_dec = sl_tensor_f32(sae->parameters[SL_SAE_B_DEC]), .y = sl_tensor_f32(made) };
+  sl_status status = SAE_RUN(sae->device, sae_decode, &args);
+  if (status != SL_OK) {
+    sl_tensor_release(made);
+    return status;
+  }
+  *out = made;
+  return SL_OK;
+}
+
+/* -- What fired -- */
+
+static sl_status share_beyond(sl_sae *sae, const sl_tensor *values, int64_t bound, bool below, double *out) {
+  int64_t count = 0;
+  sl_sae_mask_args args = { .m = sae->config.d_sae, .bound = bound, .below = below, .value = sl_tensor_data(values), .count = &count };
+  SL_TRY(SAE_RUN(sae->device, sae_mask, &args));
+  *out = (double)count / (double)sae->config.d_sae;
+  return SL_OK;
+}
+
+sl_status sl_sae_dead_fraction(sl_sae *sae, int64_t tokens, double *out) {
+  return share_beyond(sae, sae->tokens_since_fired, tokens, false, out);
+}
+
+sl_status sl_sae_rare_fraction(sl_sae *sae, double rate, double *out) {
+  *out = NAN;
+  if (sae->window_tokens == 0) return SL_OK;
+  return share_beyond(sae, sae->fire_counts, (int64_t)ceil(rate * (double)sae->window_tokens * (1 - 1e-12)), true, out);
+}
+
+sl_status sl_sae_reset_window(sl_sae *sae) {
+  sae->window_tokens = 0;
+  return sl_tensor_fill_zero(sae->fire_counts);
+}
+
+double sl_sae_auto_lr(int64_t d_sae) { return 2e-4 / sqrt((double)d_sae / 16384.0); }

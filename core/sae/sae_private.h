@@ -1,0 +1,76 @@
+/* Shared by core/sae only: running kernels, work memory, the gradient store, encoding a run of rows. */
+#ifndef SL_SAE_PRIVATE_H
+#define SL_SAE_PRIVATE_H
+
+#include "core/base/interrupt.h"
+#include "core/base/mem.h"
+#include "sae.h"
+
+sl_status sl__sae_no_kernel(const sl_device *device, const char *kernel);
+/* Runs a kernel of the device; an empty slot fails by name. */
+#define SAE_RUN(device, kernel, args) \
+  ((device)->kernels->kernel != NULL ? (device)->kernels->kernel(device, args) : sl__sae_no_kernel(device, #kernel))
+
+/* Queries what a kernel wants and makes it: args->need, workspace, workspace_bytes; release *holder afterwards. */
+#define SAE_WORKSPACE(device, kernel, args, holder)                                     \
+  do {                                                                                  \
+    size_t need_ = 0;                                                                   \
+    (args)->need = &need_;                                                              \
+    SL_TRY(SAE_RUN(device, kernel, args));                                              \
+    (args)->need = NULL;                                                                \
+    SL_TRY(sl__sae_bytes(device, need_, holder));                                       \
+    (args)->workspace = sl_tensor_data(*(holder));                                      \
+    (args)->workspace_bytes = need_;                                                    \
+  } while (0)
+
+/* Uninitialised bytes as a u8 tensor. */
+sl_status sl__sae_bytes(sl_device *device, size_t bytes, sl_tensor **out);
+
+/* Releases and forgets. */
+static inline void sl__drop(sl_tensor **tensor) {
+  sl_tensor_release(*tensor);
+  *tensor = NULL;
+}
+
+/* What the backward gathers until the optimiser takes it; see sl_sae_gradients (kernels/args_sae.h). */
+typedef struct sl_sae_gradient_store {
+  sl_tensor *parameters[SL_SAE_PARAMETERS];
+  sl_tensor *touched, *dot_dec, *squares_enc, *squares_dec, *total_b_dec;
+} sl_sae_gradient_store;
+
+/* Made and zeroed on first use. */
+sl_status sl__sae_gradients(sl_sae *sae, sl_sae_gradients *out);
+void sl__sae_gradients_release(sl_sae *sae);
+/* Fills total_b_dec; the sum of squares of the whole gradient, projected where the configuration says so. */
+sl_status sl__sae_finish_gradients(sl_sae *sae, double *sum_squares);
+
+sl_sae_parameters sl__sae_parameters(sl_tensor *const tensors[SL_SAE_PARAMETERS]);
+
+/* The encoder's weights in `dtype`, making the bf16 copy if it is missing. */
+sl_status sl__sae_encoder(sl_sae *sae, sl_dtype dtype, const void **out);
+
+/* Checks x [tokens, d_in] f32 and hands out a contiguous reference. */
+sl_status sl__sae_input(const sl_sae *sae, const sl_tensor *x, const char *op, sl_tensor **out);
+/* 0 becomes the configured k; SL_EINVAL outside 1 .. d_sae. */
+sl_status sl__sae_choose_k(const sl_sae *sae, const char *op, int64_t *k);
+
+/* Encodes `rows` rows from x; they become rows first .. first + rows - 1 of codes (and dead_codes), whose entries must end
+ * with those of row first - 1. u, if not NULL, receives the slabs of x - b_dec. */
+typedef struct {
+  const float *x;
+  int64_t first, rows, k;
+  sl_dtype dtype;
+  sl_codes *codes;
+  const sl_tensor *dead;           /* u8 [d_sae] or NULL */
+  int64_t k_dead;
+  sl_codes *dead_codes;
+  float *u;
+  int64_t nonfinite;               /* added to */
+} sl_sae_encode_request;
+sl_status sl__sae_encode_rows(sl_sae *sae, sl_sae_encode_request *request);
+
+/* Bytes of the slabs of [rows, d_in]; and x (- b_dec) laid out so. */
+sl_status sl__sae_slab_bytes(const sl_sae *sae, int64_t rows, size_t *out);
+sl_status sl__sae_pack_slabs(const sl_sae *sae, const float *x, int64_t rows, float *slabs);
+
+#endif

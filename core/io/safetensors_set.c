@@ -204,6 +204,7 @@ sl_status sl_safetensors_get(const sl_safetensors *set, const char *name, const 
 }
 
 int sl_safetensors_metadata_at(const sl_safetensors *set, size_t index, const char **key, const char **value) {
+  if (!set->pairs) return 0;
   const char *at = set->pairs, *end = at + set->pairs_bytes;
   for (size_t i = 0; at < end; i++) {
     const char *second = at + strlen(at) + 1;

@@ -13,7 +13,8 @@
 #include "core/base/mem.h"
 #include "core/io/atomic_file.h"
 #include "core/io/file_map.h"
-#include "core/io/safetensors.h"
+#include "core/io/safetensors_tensor.h"
+#include "kernels/kernels.h"
 
 static char folder[] = "/tmp/saelua-safetensors-XXXXXX";
 
@@ -333,6 +334,45 @@ static void test_refused_writes(void **state) {
   sl_mem_free(text);
 }
 
+/* Tensors out and in again, through a transposed view, with their dtypes. */
+static void test_tensors(void **state) {
+  (void)state;
+  sl_tensor *a, *view, *b, *back;
+  static const uint16_t halves[3] = { 0x3c00, 0xc100, 0x0001 };
+  assert_int_equal(sl_tensor_create(sl_cpu_device(), SL_F32, 2, (int64_t[]){ 2, 3 }, &a), SL_OK);
+  assert_int_equal(sl_tensor_write(a, floats, sizeof floats), SL_OK);
+  assert_int_equal(sl_tensor_transpose(a, 0, 1, &view), SL_OK);
+  assert_int_equal(sl_tensor_create(sl_cpu_device(), SL_F16, 1, (int64_t[]){ 3 }, &b), SL_OK);
+  assert_int_equal(sl_tensor_write(b, halves, sizeof halves), SL_OK);
+  const char *const names[] = { "b", "view" };
+  sl_tensor *const tensors[] = { b, view };
+  const sl_safetensors_pair pair = { "step", "7" };
+  if (sl_safetensors_save_tensors(in_folder("tensors"), names, tensors, 2, &pair, 1) != SL_OK) fail_msg("%s", sl_last_error());
+  sl_safetensors *set;
+  assert_int_equal(sl_safetensors_open(in_folder("tensors"), &set), SL_OK);
+  assert_string_equal(sl_safetensors_metadata(set, "step"), "7");
+  assert_int_equal(sl_safetensors_load_tensor(sl_safetensors_find(set, "view"), sl_cpu_device(), &back), SL_OK);
+  assert_int_equal(back->shape[0], 3);
+  for (int i = 0; i < 3; i++) {
+    for (int j = 0; j < 2; j++) assert_true(sl_tensor_f32(back)[i * 2 + j] == floats[j * 3 + i]);
+  }
+  sl_tensor_release(back);
+  assert_int_equal(sl_safetensors_load_tensor(sl_safetensors_find(set, "b"), sl_cpu_device(), &back), SL_OK);
+  assert_int_equal(back->dtype, SL_F16);
+  assert_memory_equal(sl_tensor_data(back), halves, sizeof halves);
+  sl_tensor_release(back);
+  assert_int_equal(sl_safetensors_load_tensor_as(sl_safetensors_find(set, "b"), sl_cpu_device(), SL_F32, &back), SL_OK);
+  assert_true(sl_tensor_f32(back)[1] == -2.5f);
+  sl_tensor_release(back);
+  sl_tensor *none = a;
+  assert_int_equal(sl_safetensors_load_tensor_as(sl_safetensors_find(set, "b"), sl_cpu_device(), SL_I32, &none), SL_EDTYPE);
+  assert_null(none);
+  sl_safetensors_close(set);
+  sl_tensor_release(a);
+  sl_tensor_release(view);
+  sl_tensor_release(b);
+}
+
 static void test_failing_allocations(void **state) {
   (void)state;
   int64_t before = sl_mem_get_stats().blocks;
@@ -361,7 +401,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_round_trip), cmocka_unit_test(test_conversions), cmocka_unit_test(test_refused_headers),
     cmocka_unit_test(test_refused_lengths), cmocka_unit_test(test_every_truncation), cmocka_unit_test(test_folders),
-    cmocka_unit_test(test_refused_writes), cmocka_unit_test(test_failing_allocations),
+    cmocka_unit_test(test_refused_writes), cmocka_unit_test(test_tensors),
+    cmocka_unit_test(test_failing_allocations),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }

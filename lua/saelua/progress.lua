@@ -125,21 +125,34 @@ end
 
 local function percent(self) return ("%3d%%"):format(math.floor(100 * math.min(1, self.done / self.total))) end
 
---- The line for a terminal of `width` columns: never wider; what does not fit is left out from the right.
+-- The parts of the live line. Each level is narrower: 1 everything, 2 no amounts, 3 no units and no title.
+local function line_parts(self, level)
+  local parts = {}
+  if self.title ~= "" and level < 3 then parts[1] = self.title end
+  if self.total then parts[#parts + 1] = percent(self) end
+  local head = head_texts(self)
+  for i = level > 1 and self.total and 2 or 1, #head do
+    parts[#parts + 1] = level < 3 and head[i] or (head[i]:gsub(" " .. self.unit, "", 1))
+  end
+  for _, text in ipairs(value_texts(self)) do parts[#parts + 1] = text end
+  return parts
+end
+
+--- The line for a terminal of `width` columns: never wider. Amounts, units and title give way to the live values;
+-- what still does not fit is left out from the right.
 -- @tparam integer width
 -- @treturn string
 function Bar:line(width)
-  local parts = {}
-  if self.title ~= "" then parts[1] = self.title end
-  if self.total then parts[#parts + 1] = percent(self) end
-  for _, text in ipairs(head_texts(self)) do parts[#parts + 1] = text end
-  for _, text in ipairs(value_texts(self)) do parts[#parts + 1] = text end
   local room = width - 1 -- the last column stays free: some terminals wrap when it is written
-  local line = ""
-  for i, part in ipairs(parts) do
-    local longer = i == 1 and part or line .. "  " .. part
-    if #longer > room then break end
-    line = longer
+  local parts, line
+  for level = 1, 3 do
+    parts = line_parts(self, level)
+    line = table.concat(parts, "  ")
+    if #line <= room then break end
+  end
+  while #line > room and #parts > 0 do
+    parts[#parts] = nil
+    line = table.concat(parts, "  ")
   end
   local cells = math.min(24, room - #line - 3)
   if self.total and cells >= 6 then

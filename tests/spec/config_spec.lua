@@ -270,7 +270,8 @@ print(cfg.zeta)
     assert.equal(0, result.status)
     for _, part in ipairs { "Title of the recipe.\nA second line of text.\n\nUsage: saelua recipe.lua [options]",
       "\n\nOptions:\n  --zeta INTEGER ", [[first { = } " --; >= 0 (default 1)]],
-      "\n\nFlags:\n  --alpha, --no-alpha         second (default false)\n  --mid INTEGER ... ", "--config_file FILE" } do
+      "\n\nFlags:\n  --alpha, --no-alpha         second (default false)\n  --mid INTEGER ... ",
+      "--config_file FILE" } do
       assert.truthy(result.out:find(part, 1, true), part .. "\nnot in\n" .. result.out)
     end
   end)

@@ -83,7 +83,7 @@ describe("on a terminal", function()
     assert.is_nil(console.live)
   end)
 
-  it("never fills the line, and drops what does not fit from the right", function()
+  it("never fills the line; amounts, units and title give way to the live values", function()
     local p, _, time = bar { total = 1e6, tty = true, title = "topk" }
     time.now = 1
     p:update(5e5, { loss = 0.123456, ev = 0.9, l0 = 32, dead = 0.01 })
@@ -93,7 +93,10 @@ describe("on a terminal", function()
     end
     assert.equal("[############------------] topk   50%  500k/1.00M tokens  500k tokens/s  eta 1s  loss 0.1235  ev 0.9"
       .. "  l0 32  dead 1.0%", p:line(150))
-    assert.equal("topk   50%", p:line(12))
+    assert.equal("topk   50%  500k tokens/s  eta 1s  loss 0.1235  ev 0.9  l0 32  dead 1.0%", p:line(80))
+    assert.equal(" 50%  500k/s  eta 1s  loss 0.1235  ev 0.9  l0 32  dead 1.0%", p:line(64))
+    assert.equal("[###---]  50%  500k/s  eta 1s", p:line(30))
+    assert.equal(" 50%", p:line(10))
   end)
 
   it("makes room for other lines and is redrawn after them", function()

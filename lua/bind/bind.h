@@ -88,6 +88,7 @@ void sl_lua_open_tape(lua_State *L);
 void sl_lua_open_device(lua_State *L);
 void sl_lua_open_data(lua_State *L);
 void sl_lua_open_io(lua_State *L);
+void sl_lua_open_optim(lua_State *L);
 int luaopen_saelua_core(lua_State *L);
 
 #endif

@@ -13,6 +13,7 @@ int luaopen_saelua_core(lua_State *L) {
   sl_lua_open_device(L);
   sl_lua_open_data(L);
   sl_lua_open_io(L);
+  sl_lua_open_optim(L);
   sl_lua_open_tokenizer(L);
   sl_lua_open_packer(L);
   sl_lua_open_weights(L);

@@ -71,6 +71,28 @@ local function file_source(path, tokenizer, options)
   }
 end
 
+--- Documents of a data set as strings.
+-- @tparam string source as for `data.tokens`
+-- @tparam[opt] table options `seed` (42, storyworld), `n` (at most so many; storyworld: 1000), `text_column`
+-- @treturn function iterator
+function data.documents(source, options)
+  local o = strict.options("data.documents", options, { seed = 42, n = strict.optional, text_column = strict.optional })
+  if source == "storyworld" then
+    local stories = require("saelua.storyworld").documents { seed = o.seed, n = o.n or 1000 }
+    return function()
+      local story = stories()
+      return story and story.text
+    end
+  end
+  local documents, message = require("saelua.text").documents(source, { text_column = o.text_column })
+  if not documents then error(message, 0) end
+  local left = o.n or math.huge
+  return function()
+    left = left - 1
+    return left >= 0 and documents() or nil
+  end
+end
+
 -- Tokens -------------------------------------------------------------------------------------------------------
 
 local Tokens = {}

@@ -135,6 +135,14 @@ local function cross_entropies(model, sae, heldout, o)
   return sums[1] / n, sums[2] / n, sums[3] / n, n
 end
 
+--- How many rows have their largest logit at the target.
+-- @tparam Tensor logits [n, V]
+-- @tparam Tensor targets i32 [n]
+-- @treturn integer
+function M.hits(logits, targets)
+  return core.eq(core.argmax(logits, 2):to "f32", targets:to "f32"):sum():item()
+end
+
 -- Redundancy --------------------------------------------------------------------------------------------------------
 
 --- For each latent the largest cosine of its decoder row with another one's.

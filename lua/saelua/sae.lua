@@ -100,15 +100,8 @@ function optim_methods:load_state(folder)
   local path = fs.join(folder, "optim.safetensors")
   local tensors, why = core.load_tensors(path)
   if not tensors then return nil, why end
-  for _, entry in ipairs(self:state()) do
-    local name, live = entry[1], entry[2]
-    local saved = tensors[name]
-    if not saved or saved:dtype() ~= live:dtype() or table.concat(saved:shape(), "x") ~= table.concat(live:shape(), "x")
-    then
-      return nil, ("%s: %s is missing or not of shape [%s]"):format(path, name, table.concat(live:shape(), " x "))
-    end
-    live:copy_(saved:to(live:device()))
-  end
+  local ok, reason = require("saelua.optim").restore(self:state(), tensors, path)
+  if not ok then return nil, reason end
   self:set_steps(numbers.steps)
   self:set_window_tokens(numbers.window_tokens)
   return true

@@ -4,9 +4,10 @@
 #include "cpu.h"
 #include "rows.h"
 
-SLK_HOT static float log_sum_exp(const float *x, int64_t n) {
-  const float best = slk_row_max(x, n);
-  return best + logf(slk_row_exp_sum(x, NULL, n, 1.0f, best));
+/* log sum exp(x - *best); the two parts stay apart so that huge logits keep their differences. */
+SLK_HOT static float log_sum(const float *x, int64_t n, float *best) {
+  *best = slk_row_max(x, n);
+  return logf(slk_row_exp_sum(x, NULL, n, 1.0f, *best));
 }
 
 sl_status slk_cpu_cross_entropy(sl_device *device, const sl_cross_entropy_args *args) {
@@ -15,10 +16,10 @@ sl_status slk_cpu_cross_entropy(sl_device *device, const sl_cross_entropy_args *
   for (int64_t row = 0; row < args->rows; row++) {
     const float *logits = args->logits + row * args->n;
     int32_t target = args->targets[row];
-    float lse = 0;
-    if (target >= 0 || args->lse != NULL) lse = log_sum_exp(logits, args->n);
-    if (args->lse != NULL) args->lse[row] = lse;
-    args->loss[row] = target < 0 ? 0.0f : lse - logits[target];
+    float best = 0, rest = 0;
+    if (target >= 0 || args->lse != NULL) rest = log_sum(logits, args->n, &best);
+    if (args->lse != NULL) args->lse[row] = best + rest;
+    args->loss[row] = target < 0 ? 0.0f : rest - (logits[target] - best);
   }
   return SL_OK;
 }

@@ -7,8 +7,9 @@
 SLK_HOT static void softmax_row(const float *x, float *y, int64_t n, bool log) {
   const float best = slk_row_max(x, n);
   if (log) {
-    const float lse = best + logf(slk_row_exp_sum(x, NULL, n, 1.0f, best));
-    SLK_SIMD for (int64_t i = 0; i < n; i++) y[i] = x[i] - lse;
+    /* Two subtractions: best + log(sum) would round away what huge logits have in common. */
+    const float log_sum = logf(slk_row_exp_sum(x, NULL, n, 1.0f, best));
+    SLK_SIMD for (int64_t i = 0; i < n; i++) y[i] = (x[i] - best) - log_sum;
   } else {
     const float inverse = 1.0f / slk_row_exp_sum(x, y, n, 1.0f, best);
     SLK_SIMD for (int64_t i = 0; i < n; i++) y[i] *= inverse;

@@ -62,18 +62,21 @@ static int remove_tree(lua_State *L) {
   return done(L, nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT), "remove", path);
 }
 
-static int compare_names(const struct dirent **a, const struct dirent **b) { return strcmp((*a)->d_name, (*b)->d_name); }
+static int compare_names(const struct dirent **a, const struct dirent **b) {
+  return strcmp((*a)->d_name, (*b)->d_name);
+}
 
 static int not_dot(const struct dirent *entry) {
   return strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;
 }
 
-/* Pushes the names on the stack's table; runs protected, so that `entries` is freed by the caller. */
+/* What scandir gave; the caller of push_listing frees it. */
 typedef struct {
   struct dirent **entries;
   int count;
 } listing;
 
+/* Pushes the names as a table. Runs protected: an error here must not lose the entries. */
 static int push_listing(lua_State *L) {
   const listing *names = lua_touserdata(L, 1);
   lua_createtable(L, names->count, 0);

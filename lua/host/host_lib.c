@@ -25,7 +25,7 @@ int host_flush_output(int status) {
 
 static int check_fd(lua_State *L, int index) {
   lua_Integer fd = luaL_checkinteger(L, index);
-  luaL_argcheck(L, fd >= 0 && fd < 1024, index, "a file descriptor is expected (0 stdin, 1 stdout, 2 stderr)");
+  luaL_argcheck(L, fd >= 0 && fd < 1024, index, "a file descriptor is expected (0 stdin, 1 stdout)");
   return (int)fd;
 }
 

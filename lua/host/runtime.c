@@ -51,8 +51,8 @@ int host_paths_find(host_paths *paths, char *why, size_t size) {
   const char *home = getenv("SAELUA_HOME");
   if (home && *home) {
     if (take(paths, home)) return 0;
-    snprintf(why, size, "SAELUA_HOME is %.4000s, but %s is not in it; unset it or point it at a saelua tree", home,
-             MARK);
+    snprintf(why, size, "SAELUA_HOME is %.4000s, but %s is not in it; unset it or point it at a saelua tree",
+             home, MARK);
     return -1;
   }
 
@@ -68,7 +68,7 @@ int host_paths_find(host_paths *paths, char *why, size_t size) {
 #ifdef SAELUA_SOURCE_DIR
   if (take(paths, SAELUA_SOURCE_DIR)) return 0;
 #endif
-  snprintf(why, size, "the Lua library (%s) was not found near %.4000s; set SAELUA_HOME to the folder that holds it", MARK,
+  snprintf(why, size, "%s was not found near %.4000s; set SAELUA_HOME to the folder that holds it", MARK,
            paths->exe);
   return -1;
 }

@@ -5,9 +5,11 @@
  * second one ends the process. Compiled Lua loops see no hook, so the second one is their cure.
  * Graceful mode (a training loop that wants to save first): the first signal only counts, and
  * the loop asks interrupted(); the second acts like the first above; the third ends the process. */
+#include <errno.h>
 #include <lauxlib.h>
 #include <signal.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/base/interrupt.h"
 #include "lua/host/host.h"
@@ -17,17 +19,27 @@ static volatile sig_atomic_t seen;          /* signals since the last clear_inte
 static volatile sig_atomic_t last;          /* the latest one's number, 0 for none */
 static volatile sig_atomic_t graceful_mode; /* the first signal only counts */
 
+static int terminal; /* standard error is one: say at once that the signal arrived */
+
+/* write() is all that a handler may use. A failure to speak changes nothing. */
+static void say(const char *text) {
+  if (terminal && write(STDERR_FILENO, text, strlen(text)) < 0) return;
+}
+
 static void raise_in_lua(lua_State *L, lua_Debug *ar) {
   (void)ar;
   lua_sethook(L, NULL, 0, 0);
   luaL_error(L, "interrupted");
 }
 
-static void on_signal(int number) {
+static void act_on(int number) {
   last = number;
   seen = seen + 1;
   int rank = (int)seen - (graceful_mode ? 1 : 0);
-  if (rank <= 0) return;
+  if (rank <= 0) {
+    say("\nstopping at the end of this step; once more to stop at once\n");
+    return;
+  }
   if (rank == 1) {
     sl_interrupt_raise();
     /* LuaJIT allows this call from a signal handler, as its own host does. */
@@ -36,6 +48,13 @@ static void on_signal(int number) {
   }
   signal(number, SIG_DFL);
   raise(number); /* delivered when the handler returns */
+}
+
+/* The interrupted code must not find errno changed. */
+static void on_signal(int number) {
+  int code = errno;
+  act_on(number);
+  errno = code;
 }
 
 /* Without SA_RESTART, so that a blocked read (the REPL's prompt) wakes up. */
@@ -49,6 +68,7 @@ static void handle(int number, void (*handler)(int)) {
 
 void host_signals_install(lua_State *L) {
   target = L;
+  terminal = isatty(STDERR_FILENO);
   struct sigaction old;
   /* A program started with SIGINT ignored (nohup, background jobs of sh) stays that way. */
   if (sigaction(SIGINT, NULL, &old) == 0 && old.sa_handler != SIG_IGN) handle(SIGINT, on_signal);

@@ -15,7 +15,8 @@ struct sl_packer {
 
   char *text; /* of the current document, not tokenized yet */
   size_t text_bytes, text_capacity;
-  size_t try_at; /* look for a cut when `text` has this many bytes; doubles on failure, so that looking stays cheap */
+  size_t try_at; /* look for a cut when `text` has this many bytes; doubles on failure, so that looking stays
+                    cheap */
   int64_t text_at; /* byte of the document where `text` starts */
   int64_t document;
   int document_started; /* it has a token already */
@@ -47,7 +48,8 @@ sl_status sl_packer_create(const sl_wordpiece *tokenizer, const sl_packer_option
   packer->special = special;
   packer->try_at = PART_BYTES;
   if (packer->options.min_tail == 0) {
-    packer->options.min_tail = options->ctx_len - 2 < SL_PACK_MIN_TAIL ? options->ctx_len - 2 : SL_PACK_MIN_TAIL;
+    packer->options.min_tail =
+        options->ctx_len - 2 < SL_PACK_MIN_TAIL ? options->ctx_len - 2 : SL_PACK_MIN_TAIL;
   }
   *out = packer;
   return SL_OK;

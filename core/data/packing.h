@@ -2,8 +2,8 @@
  *
  * The rule: documents are tokenized without special tokens and joined with one [SEP] between two (documents
  * without tokens leave no trace). The stream is cut into pieces of ctx_len - 2 tokens, each becomes
- * [CLS] piece [SEP]. The last, shorter piece is filled with [PAD] behind its [SEP] (attention mask 0 there), or
- * dropped when it has fewer than min_tail tokens; a piece never ends or starts on purpose at a document.
+ * [CLS] piece [SEP]. The last, shorter piece is filled with [PAD] behind its [SEP] (attention mask 0 there),
+ * or dropped when it has fewer than min_tail tokens; a piece never ends or starts on purpose at a document.
  *
  * Streaming: what is held is one pushed part, its tokens and the unfinished context, so a corpus of any
  * length passes in bounded memory. */
@@ -43,8 +43,9 @@ sl_status sl_packer_push(sl_packer *packer, const char *text, size_t bytes, int 
 /* No more text: ends the document and releases the last, short piece. Pushing afterwards is SL_ESTATE. */
 sl_status sl_packer_finish(sl_packer *packer);
 
-/* Takes the next complete context: ids [ctx_len], sources [ctx_len] (NULL allowed; SL_EINVAL without options.sources).
- * *tokens is ctx_len, or fewer for the padded last one (the rest of ids is [PAD]), or 0 when more text is needed. */
+/* Takes the next complete context: ids [ctx_len], sources [ctx_len] (NULL allowed; SL_EINVAL without
+ * options.sources). *tokens is ctx_len, or fewer for the padded last one (the rest of ids is [PAD]), or 0
+ * when more text is needed. */
 sl_status sl_packer_next(sl_packer *packer, int32_t *ids, sl_token_source *sources, int32_t *tokens);
 
 /* So far: documents ended, text tokens packed or waiting, tokens dropped with a short tail. */

@@ -119,8 +119,8 @@ static sl_status encode_word(encoder *e, const word *w) {
   if ((uint64_t)w->chars <= (uint64_t)tok->max_chars) {
     while (at < w->length) {
       size_t length = 0;
-      int32_t id = wp_trie_longest(&tok->trie, at == 0 ? WP_START : WP_CONTINUE, w->bytes + at, w->length - at, w->map,
-                                   &length);
+      int32_t id = wp_trie_longest(&tok->trie, at == 0 ? WP_START : WP_CONTINUE, w->bytes + at,
+                                   w->length - at, w->map, &length);
       if (id < 0) break;
       SL_TRY(push_range(e, w, id, at, at + length));
       at += length;
@@ -138,7 +138,9 @@ static sl_status encode_ascii(encoder *e, size_t from, size_t to) {
     size_t end = from;
     while (end < to && tok->classes[e->text[end]] == WP_WORD) end++;
     if (end == from) end++; /* punctuation is a word of one character */
-    word w = { .bytes = e->text + from, .length = end - from, .chars = end - from, .map = tok->fold, .base = from };
+    word w = {
+      .bytes = e->text + from, .length = end - from, .chars = end - from, .map = tok->fold, .base = from
+    };
     SL_TRY(encode_word(e, &w));
     from = end;
   }
@@ -165,7 +167,9 @@ static sl_status render(encoder *e, size_t *length) {
 
 static uint32_t folded_at(const encoder *e, size_t at) { return e->chars.chars[e->char_of[at]].code; }
 
-static size_t folded_bytes(uint32_t code) { return code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4; }
+static size_t folded_bytes(uint32_t code) {
+  return code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
+}
 
 /* Cuts folded[from, to) at white space and around punctuation. */
 static sl_status encode_folded(encoder *e, size_t from, size_t to) {
@@ -190,7 +194,8 @@ static sl_status encode_folded(encoder *e, size_t from, size_t to) {
   return SL_OK;
 }
 
-/* Any raw text [from, to): normalise, cut out the added tokens that are sought in normalised text, encode the rest. */
+/* Any raw text [from, to): normalise, cut out the added tokens that are sought in normalised text, encode the
+ * rest. */
 static sl_status encode_slow(encoder *e, size_t from, size_t to) {
   size_t length;
   SL_TRY(wp_normalize(e->tok, e->text, from, to, &e->chars, &e->scratch));
@@ -209,8 +214,8 @@ static sl_status encode_slow(encoder *e, size_t from, size_t to) {
   return encode_folded(e, used, length);
 }
 
-/* Text between added tokens. ASCII white space always separates, so runs between it can be treated apart, unless
- * an added token is sought in the normalised text (it may contain spaces). */
+/* Text between added tokens. ASCII white space always separates, so runs between it can be treated apart,
+ * unless an added token is sought in the normalised text (it may contain spaces). */
 static sl_status encode_piece(encoder *e, size_t from, size_t to) {
   if (e->tok->normalized.count > 0) return from < to ? encode_slow(e, from, to) : SL_OK;
   const uint8_t *classes = e->tok->classes;
@@ -254,7 +259,8 @@ static sl_status encode_wrapped(encoder *e, unsigned flags) {
 sl_status sl_wordpiece_encode(const sl_wordpiece *tok, const char *text, size_t bytes, unsigned flags,
                               sl_token_list *list) {
   if (bytes > INT32_MAX) {
-    return sl_fail(SL_EINVAL, "cannot encode %zu bytes at once, at most 2^31 - 1; cut the text into documents", bytes);
+    return sl_fail(SL_EINVAL,
+                   "cannot encode %zu bytes at once, at most 2^31 - 1; cut the text into documents", bytes);
   }
   encoder e = { .tok = tok, .text = (const uint8_t *)text, .bytes = bytes, .list = list,
                 .offsets = (flags & SL_ENCODE_OFFSETS) != 0 };

@@ -31,7 +31,8 @@ void sl_wordpiece_free(sl_wordpiece *tokenizer);
 
 /* Pieces and added tokens together. */
 int32_t sl_wordpiece_size(const sl_wordpiece *tokenizer);
-/* The exact string of an id, NUL-terminated, and its length if `bytes` is not NULL; NULL for an id out of range. */
+/* The exact string of an id, NUL-terminated, and its length if `bytes` is not NULL; NULL for an id out of
+ * range. */
 const char *sl_wordpiece_token(const sl_wordpiece *tokenizer, int32_t id, size_t *bytes);
 /* The id of an exact string; -1 when there is none. */
 int32_t sl_wordpiece_id(const sl_wordpiece *tokenizer, const char *token, size_t bytes);
@@ -67,7 +68,7 @@ size_t sl_wordpiece_safe_cut(const sl_wordpiece *tokenizer, const char *text, si
 
 /* The text of ids by the rules of the package's WordPiece decoder, NUL-terminated; sl_mem_free(*text). Ids
  * out of range are skipped, special ones too if skip_special. */
-sl_status sl_wordpiece_decode(const sl_wordpiece *tokenizer, const int32_t *ids, size_t count, int skip_special,
-                              char **text, size_t *bytes);
+sl_status sl_wordpiece_decode(const sl_wordpiece *tokenizer, const int32_t *ids, size_t count,
+                              int skip_special, char **text, size_t *bytes);
 
 #endif

@@ -8,8 +8,8 @@
 
 /* Classes of transformers that read a plain BERT vocabulary with BERT's rules. */
 static int is_bert_class(const char *name) {
-  static const char *const families[] = { "Bert", "DistilBert", "Electra", "MobileBert", "ConvBert", "SqueezeBert",
-                                          "LayoutLM", "RetriBert", "Lxmert", "Funnel" };
+  static const char *const families[] = { "Bert",        "DistilBert", "Electra",   "MobileBert", "ConvBert",
+                                          "SqueezeBert", "LayoutLM",   "RetriBert", "Lxmert",     "Funnel" };
   for (size_t i = 0; i < sizeof families / sizeof families[0]; i++) {
     size_t length = strlen(families[i]);
     if (strncmp(name, families[i], length) != 0) continue;
@@ -23,8 +23,10 @@ sl_status wp_config_flags(sl_wordpiece *tok, const json_t *config, int always) {
   SL_TRY(sl_json_opt_string(config, "tokenizer_class", file, &class));
   int bert = class && is_bert_class(class);
   if (always && class && !bert && strcmp(class, "PreTrainedTokenizerFast") != 0) {
-    return sl_fail(SL_EUNSUPPORTED, "%s: tokenizer_class %s beside a vocab.txt is not supported, expected BertTokenizer; "
-                   "save it with transformers' save_pretrained, which writes tokenizer.json", tok->where, class);
+    return sl_fail(SL_EUNSUPPORTED,
+                   "%s: tokenizer_class %s beside a vocab.txt is not supported, expected BertTokenizer; "
+                   "save it with transformers' save_pretrained, which writes tokenizer.json",
+                   tok->where, class);
   }
   if (always || bert) {
     SL_TRY(sl_json_opt_bool(config, "do_lower_case", file, &tok->lowercase));
@@ -61,7 +63,8 @@ sl_status wp_add_token(sl_wordpiece *tok, wp_added *token) {
   token->bytes = 0;
   sl_status status = search_form(tok, token);
   if (status == SL_OK && token->bytes == 0) {
-    status = sl_fail(SL_EFORMAT, "%s: nothing is left of the added token %d after normalisation", tok->where, token->id);
+    status = sl_fail(SL_EFORMAT, "%s: nothing is left of the added token %d after normalisation", tok->where,
+                     token->id);
   }
   if (status != SL_OK) {
     sl_mem_free(token->content);
@@ -109,8 +112,8 @@ static sl_status read_name(const json_t *config, const char *key, const char **n
   return sl_json_opt_string(config, key, "tokenizer_config.json", name);
 }
 
-static sl_status find_special(const sl_wordpiece *tok, const json_t *config, const char *key, const char **name,
-                              int32_t *id) {
+static sl_status find_special(const sl_wordpiece *tok, const json_t *config, const char *key,
+                              const char **name, int32_t *id) {
   int said;
   SL_TRY(read_name(config, key, name, &said));
   *id = sl_wordpiece_id(tok, *name, strlen(*name));
@@ -125,15 +128,18 @@ static void fill_tables(sl_wordpiece *tok) {
     tok->fold[c] = (uint8_t)(tok->lowercase && c >= 'A' && c <= 'Z' ? c + 32 : c);
     int space = c == ' ' || c == '\t' || c == '\n' || c == '\r';
     int slow = c < 32 || c >= 127;
-    tok->classes[c] = space ? WP_SPACE : slow ? WP_SLOW : wp_is_punctuation((uint32_t)c) ? WP_PUNCTUATION : WP_WORD;
+    tok->classes[c] = space                            ? WP_SPACE
+                      : slow                           ? WP_SLOW
+                      : wp_is_punctuation((uint32_t)c) ? WP_PUNCTUATION
+                                                       : WP_WORD;
   }
 }
 
 sl_status wp_finish(sl_wordpiece *tok, const json_t *config, const char *unk, wp_names *names) {
   for (int32_t i = 0; i < tok->size; i++) {
     if (tok->tokens[i].at == UINT32_MAX) {
-      return sl_fail(SL_EFORMAT, "%s: no token has the id %d; the ids of %d tokens must be 0 to %d", tok->where, i, tok->size,
-                     tok->size - 1);
+      return sl_fail(SL_EFORMAT, "%s: no token has the id %d; the ids of %d tokens must be 0 to %d",
+                     tok->where, i, tok->size, tok->size - 1);
     }
   }
   *names = (wp_names){ "[PAD]", unk, "[CLS]", "[SEP]", "[MASK]" };

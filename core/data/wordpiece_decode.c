@@ -39,13 +39,15 @@ static void replace(buffer *b, size_t begin, const char *from, const char *to) {
 /* The package cleans token by token, in this order. */
 static void clean_up(buffer *b, size_t begin) {
   static const char *const rules[][2] = {
-    { " .", "." },     { " ?", "?" },     { " !", "!" },           { " ,", "," },     { " ' ", "'" },    { " n't", "n't" },
-    { " 'm", "'m" },   { " do not", " don't" }, { " 's", "'s" }, { " 've", "'ve" }, { " 're", "'re" },
+    { " .", "." },   { " ?", "?" },     { " !", "!" },     { " ,", "," },
+    { " ' ", "'" },  { " n't", "n't" }, { " 'm", "'m" },   { " do not", " don't" },
+    { " 's", "'s" }, { " 've", "'ve" }, { " 're", "'re" },
   };
   for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++) replace(b, begin, rules[i][0], rules[i][1]);
 }
 
-/* An id's string; an added token that is sought in normalised text gives its normalised form, as in the package. */
+/* An id's string; an added token that is sought in normalised text gives its normalised form, as in the
+ * package. */
 static const char *string_of(const sl_wordpiece *tok, int32_t id, size_t *bytes) {
   for (size_t i = 0; i < tok->normalized.count; i++) {
     const wp_added *added = &tok->normalized.tokens[i];
@@ -72,8 +74,8 @@ static sl_status append_token(const sl_wordpiece *tok, int32_t id, int first, bu
   return SL_OK;
 }
 
-sl_status sl_wordpiece_decode(const sl_wordpiece *tok, const int32_t *ids, size_t count, int skip_special, char **text,
-                              size_t *bytes) {
+sl_status sl_wordpiece_decode(const sl_wordpiece *tok, const int32_t *ids, size_t count, int skip_special,
+                              char **text, size_t *bytes) {
   *text = NULL;
   *bytes = 0;
   buffer out = { 0 };

@@ -26,8 +26,8 @@ sl_status wp_trie_reserve(wp_trie *trie, size_t nodes);
 /* Adds a piece (room must be reserved); returns the id that was there before, -1 if new. */
 int32_t wp_trie_add(wp_trie *trie, int root, const uint8_t *piece, size_t bytes, int32_t id);
 /* Longest piece that starts text[0..bytes), each byte taken through `map`; -1 when none, *length in bytes. */
-int32_t wp_trie_longest(const wp_trie *trie, int root, const uint8_t *text, size_t bytes, const uint8_t map[256],
-                        size_t *length);
+int32_t wp_trie_longest(const wp_trie *trie, int root, const uint8_t *text, size_t bytes,
+                        const uint8_t map[256], size_t *length);
 void wp_trie_free(wp_trie *trie);
 
 /* A token recognised whole, before words are made. */
@@ -52,7 +52,8 @@ typedef struct {
 } wp_match;
 
 /* The next match in text[from, bytes); `used`: what earlier matches took. 0 when there is none. */
-int wp_added_next(const wp_added_set *set, const uint8_t *text, size_t bytes, size_t from, size_t used, wp_match *match);
+int wp_added_next(const wp_added_set *set, const uint8_t *text, size_t bytes, size_t from, size_t used,
+                  wp_match *match);
 
 enum { WP_WORD, WP_SPACE, WP_PUNCTUATION, WP_SLOW }; /* WP_SLOW: not ASCII, or a control character */
 
@@ -89,8 +90,8 @@ typedef struct {
 } wp_chars;
 
 /* Replaces a->chars by the normalised form of text[from, to) (raw bytes); b is scratch. */
-sl_status wp_normalize(const sl_wordpiece *tokenizer, const uint8_t *text, size_t from, size_t to, wp_chars *a,
-                       wp_chars *b);
+sl_status wp_normalize(const sl_wordpiece *tokenizer, const uint8_t *text, size_t from, size_t to,
+                       wp_chars *a, wp_chars *b);
 
 /* Decodes one character (U+FFFD for an ill-formed part) of a non-empty text; returns its bytes. */
 size_t wp_decode(const uint8_t *text, size_t bytes, uint32_t *code);

@@ -17,7 +17,8 @@ static const uint32_t UNSET = UINT32_MAX;
 /* Room for `size` tokens of `bytes` bytes in all. */
 static sl_status reserve(sl_wordpiece *tok, size_t size, size_t bytes) {
   if (size == 0) return sl_fail(SL_EFORMAT, "%s: the vocabulary is empty", tok->where);
-  if (size > INT32_MAX || bytes > INT32_MAX - size) return sl_fail(SL_EFORMAT, "%s: the vocabulary is too large", tok->where);
+  if (size > INT32_MAX || bytes > INT32_MAX - size)
+    return sl_fail(SL_EFORMAT, "%s: the vocabulary is too large", tok->where);
   SL_TRY(sl_mem_alloc(size * sizeof *tok->tokens, "a vocabulary", (void **)&tok->tokens));
   SL_TRY(sl_mem_alloc(bytes + size, "a vocabulary", (void **)&tok->text));
   tok->size = (int32_t)size;
@@ -31,8 +32,8 @@ static sl_status reserve(sl_wordpiece *tok, size_t size, size_t bytes) {
 /* Sets a token; a model piece also enters the trie. */
 static sl_status set_token(sl_wordpiece *tok, int64_t id, const char *text, size_t bytes, int is_piece) {
   if (id < 0 || id >= tok->size) {
-    return sl_fail(SL_EFORMAT, "%s: token \"%.*s\" has id %lld, but %d tokens must have the ids 0 to %d", tok->where,
-                   SHOWN(text, bytes), (long long)id, tok->size, tok->size - 1);
+    return sl_fail(SL_EFORMAT, "%s: token \"%.*s\" has id %lld, but %d tokens must have the ids 0 to %d",
+                   tok->where, SHOWN(text, bytes), (long long)id, tok->size, tok->size - 1);
   }
   if (bytes == 0) return sl_fail(SL_EFORMAT, "%s: token %lld is empty", tok->where, (long long)id);
   struct wp_token *token = &tok->tokens[id];
@@ -44,8 +45,8 @@ static sl_status set_token(sl_wordpiece *tok, int64_t id, const char *text, size
     const uint8_t *piece = (const uint8_t *)text;
     int32_t before = wp_trie_add(&tok->trie, WP_START, piece, bytes, (int32_t)id);
     if (before >= 0) {
-      return sl_fail(SL_EFORMAT, "%s: the piece \"%.*s\" is there twice, as %d and %lld (counted from 0)", tok->where,
-                     SHOWN(text, bytes), before, (long long)id);
+      return sl_fail(SL_EFORMAT, "%s: the piece \"%.*s\" is there twice, as %d and %lld (counted from 0)",
+                     tok->where, SHOWN(text, bytes), before, (long long)id);
     }
     size_t prefix = strlen(tok->prefix);
     if (bytes > prefix && memcmp(piece, tok->prefix, prefix) == 0) {
@@ -125,12 +126,14 @@ static sl_status read_model(sl_wordpiece *tok, json_t *root, json_t *added, cons
 }
 
 /* A member that must be null or an object of the named type; *out NULL when null. */
-static sl_status typed_member(const sl_wordpiece *tok, json_t *root, const char *key, const char *type, json_t **out) {
+static sl_status typed_member(const sl_wordpiece *tok, json_t *root, const char *key, const char *type,
+                              json_t **out) {
   *out = json_object_get(root, key);
   if (json_is_null(*out)) *out = NULL;
   const char *found = json_string_value(json_object_get(*out, "type"));
   if (!*out || (found && strcmp(found, type) == 0)) return SL_OK;
-  return sl_fail(SL_EUNSUPPORTED, "%s: the %s is %s, expected %s", tok->where, key, found ? found : "of no named type", type);
+  return sl_fail(SL_EUNSUPPORTED, "%s: the %s is %s, expected %s", tok->where, key,
+                 found ? found : "of no named type", type);
 }
 
 static sl_status read_pipeline(sl_wordpiece *tok, json_t *root) {
@@ -164,15 +167,19 @@ static sl_status check_wrapping(const sl_wordpiece *tok, json_t *root, const wp_
     sep = json_string_value(json_array_get(json_object_get(post, "sep"), 0));
   } else if (type && strcmp(type, "TemplateProcessing") == 0) {
     const json_t *single = json_object_get(post, "single");
-    cls = json_string_value(json_object_get(json_object_get(json_array_get(single, 0), "SpecialToken"), "id"));
-    sep = json_string_value(json_object_get(json_object_get(json_array_get(single, 2), "SpecialToken"), "id"));
+    cls =
+        json_string_value(json_object_get(json_object_get(json_array_get(single, 0), "SpecialToken"), "id"));
+    sep =
+        json_string_value(json_object_get(json_object_get(json_array_get(single, 2), "SpecialToken"), "id"));
     if (json_array_size(single) != 3 || !json_object_get(json_array_get(single, 1), "Sequence")) cls = NULL;
   } else {
-    return sl_fail(SL_EUNSUPPORTED, "%s: the post_processor is %s, expected TemplateProcessing or BertProcessing",
-                   tok->where, type ? type : "of no named type");
+    return sl_fail(SL_EUNSUPPORTED,
+                   "%s: the post_processor is %s, expected TemplateProcessing or BertProcessing", tok->where,
+                   type ? type : "of no named type");
   }
   if (cls && sep && strcmp(cls, names->cls) == 0 && strcmp(sep, names->sep) == 0) return SL_OK;
-  return sl_fail(SL_EUNSUPPORTED, "%s: the post_processor does not make \"%s text %s\"", tok->where, names->cls, names->sep);
+  return sl_fail(SL_EUNSUPPORTED, "%s: the post_processor does not make \"%s text %s\"", tok->where,
+                 names->cls, names->sep);
 }
 
 static sl_status read_added(sl_wordpiece *tok, const json_t *value, int64_t id, wp_added *out) {
@@ -185,12 +192,13 @@ static sl_status read_added(sl_wordpiece *tok, const json_t *value, int64_t id, 
   SL_TRY(sl_json_opt_bool(value, "normalized", tok->where, &out->normalized));
   SL_TRY(sl_json_opt_bool(value, "special", tok->where, &out->special));
   size_t length;
-  int32_t piece = wp_trie_longest(&tok->trie, WP_START, (const uint8_t *)content, strlen(content), tok->identity, &length);
+  int32_t piece = wp_trie_longest(&tok->trie, WP_START, (const uint8_t *)content, strlen(content),
+                                  tok->identity, &length);
   if (piece < 0 || length != strlen(content)) {
     SL_TRY(set_token(tok, id, content, strlen(content), 0));
   } else if (piece != id) {
-    return sl_fail(SL_EFORMAT, "%s: the added token \"%.40s\" has id %lld, but the vocabulary has it as %d", tok->where,
-                   content, (long long)id, piece);
+    return sl_fail(SL_EFORMAT, "%s: the added token \"%.40s\" has id %lld, but the vocabulary has it as %d",
+                   tok->where, content, (long long)id, piece);
   }
   out->id = (int32_t)id;
   return wp_add_token(tok, out);
@@ -200,7 +208,8 @@ static sl_status read_added_list(sl_wordpiece *tok, json_t *list) {
   json_t *value;
   size_t i;
   if (list && !json_is_array(list)) {
-    return sl_fail(SL_EFORMAT, "%s: added_tokens is %s, expected a list", tok->where, sl_json_type_name(list));
+    return sl_fail(SL_EFORMAT, "%s: added_tokens is %s, expected a list", tok->where,
+                   sl_json_type_name(list));
   }
   json_array_foreach(list, i, value) {
     int64_t id;
@@ -233,8 +242,11 @@ static sl_status read_config_added(sl_wordpiece *tok, json_t *config, int *found
     char *rest;
     long long id = strtoll(key, &rest, 10);
     if (*key == '\0' || *rest != '\0' || id < 0 || id >= tok->size) {
-      return sl_fail(SL_EFORMAT, "%s: added_tokens_decoder: \"%.40s\" is not an id of the vocabulary's %d; save the tokenizer "
-                     "with transformers' save_pretrained, which writes tokenizer.json", tok->where, key, tok->size);
+      return sl_fail(
+          SL_EFORMAT,
+          "%s: added_tokens_decoder: \"%.40s\" is not an id of the vocabulary's %d; save the tokenizer "
+          "with transformers' save_pretrained, which writes tokenizer.json",
+          tok->where, key, tok->size);
     }
     wp_added added;
     SL_TRY(read_added(tok, value, id, &added));
@@ -255,7 +267,8 @@ static sl_status read_text(sl_wordpiece *tok, const char *vocab, size_t bytes, j
   return found ? SL_OK : wp_add_special(tok);
 }
 
-static sl_status create(const char *where, const char *config, size_t config_bytes, sl_wordpiece **out, json_t **json) {
+static sl_status create(const char *where, const char *config, size_t config_bytes, sl_wordpiece **out,
+                        json_t **json) {
   *json = NULL;
   SL_TRY(sl_mem_alloc(sizeof **out, "a tokenizer", (void **)out));
   sl_wordpiece *tok = *out;
@@ -307,7 +320,8 @@ static sl_status read_member(const char *folder, const char *name, char **path, 
 
 sl_status sl_wordpiece_load(const char *folder, sl_wordpiece **out) {
   enum { JSON, VOCAB, CONFIG, EXTRA, FILES };
-  static const char *const names[FILES] = { "tokenizer.json", "vocab.txt", "tokenizer_config.json", "added_tokens.json" };
+  static const char *const names[FILES] = { "tokenizer.json", "vocab.txt", "tokenizer_config.json",
+                                            "added_tokens.json" };
   char *paths[FILES] = { NULL }, *texts[FILES] = { NULL };
   size_t bytes[FILES] = { 0 };
   sl_status status = SL_OK;
@@ -322,10 +336,13 @@ sl_status sl_wordpiece_load(const char *folder, sl_wordpiece **out) {
   } else if (!texts[VOCAB]) {
     status = sl_fail(SL_ENOTFOUND, "%s: neither tokenizer.json nor vocab.txt in this folder", folder);
   } else if (texts[EXTRA]) {
-    status = sl_fail(SL_EUNSUPPORTED, "%s: added_tokens.json beside vocab.txt is not read; save the tokenizer with "
-                     "transformers' save_pretrained, which writes tokenizer.json", folder);
+    status = sl_fail(SL_EUNSUPPORTED,
+                     "%s: added_tokens.json beside vocab.txt is not read; save the tokenizer with "
+                     "transformers' save_pretrained, which writes tokenizer.json",
+                     folder);
   } else {
-    status = sl_wordpiece_from_vocab(texts[VOCAB], bytes[VOCAB], texts[CONFIG], bytes[CONFIG], paths[VOCAB], out);
+    status =
+        sl_wordpiece_from_vocab(texts[VOCAB], bytes[VOCAB], texts[CONFIG], bytes[CONFIG], paths[VOCAB], out);
   }
   for (int i = 0; i < FILES; i++) {
     sl_mem_free(paths[i]);

@@ -64,8 +64,8 @@ int32_t wp_trie_add(wp_trie *trie, int root, const uint8_t *piece, size_t bytes,
   return before;
 }
 
-int32_t wp_trie_longest(const wp_trie *trie, int root, const uint8_t *text, size_t bytes, const uint8_t map[256],
-                        size_t *length) {
+int32_t wp_trie_longest(const wp_trie *trie, int root, const uint8_t *text, size_t bytes,
+                        const uint8_t map[256], size_t *length) {
   int32_t best = -1;
   uint32_t node = bytes > 0 ? trie->first[root][map[text[0]]] : 0;
   for (size_t i = 1; node != 0; i++) {
@@ -116,7 +116,8 @@ static size_t next_start(const wp_added_set *set, const uint8_t *text, size_t fr
   return from;
 }
 
-int wp_added_next(const wp_added_set *set, const uint8_t *text, size_t bytes, size_t from, size_t used, wp_match *match) {
+int wp_added_next(const wp_added_set *set, const uint8_t *text, size_t bytes, size_t from, size_t used,
+                  wp_match *match) {
   if (set->count == 0) return 0;
   for (size_t at = from; (at = next_start(set, text, at, bytes)) < bytes; at++) {
     const wp_added *token = token_at(set, text + at, bytes - at);

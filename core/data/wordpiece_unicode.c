@@ -24,7 +24,8 @@ size_t wp_decode(const uint8_t *text, size_t bytes, uint32_t *code) {
   *code = 0xfffd;
   size_t length = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
   if (lead < 0xc2 || lead > 0xf4) return 1;
-  /* The second byte's bounds keep out overlong forms, surrogates and codes above U+10FFFF (Unicode table 3-7). */
+  /* The second byte's bounds keep out overlong forms, surrogates and codes above U+10FFFF (Unicode table
+   * 3-7). */
   uint8_t low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
   uint8_t high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
   uint32_t value = lead & (0x7fu >> length);
@@ -58,16 +59,18 @@ int wp_is_utf8(const uint8_t *text, size_t bytes) {
 
 int wp_is_space(uint32_t c) {
   if (c < 0x80) return c == ' ' || (c >= 9 && c <= 13);
-  return c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 ||
-         c == 0x202f || c == 0x205f || c == 0x3000;
+  return c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 ||
+         c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
 int wp_is_punctuation(uint32_t c) {
-  if (c < 0x80) return (c >= 33 && c <= 47) || (c >= 58 && c <= 64) || (c >= 91 && c <= 96) || (c >= 123 && c <= 126);
+  if (c < 0x80)
+    return (c >= 33 && c <= 47) || (c >= 58 && c <= 64) || (c >= 91 && c <= 96) || (c >= 123 && c <= 126);
   return in_ranges(punctuation_ranges, COUNT(punctuation_ranges), c);
 }
 
-/* Alphabetic (letters, letter numbers, the circled ones), marks, decimal digits, connectors, the two joiners. */
+/* Alphabetic (letters, letter numbers, the circled ones), marks, decimal digits, connectors, the two joiners.
+ */
 int wp_is_word(uint32_t c) {
   switch (utf8proc_category((utf8proc_int32_t)c)) {
   case UTF8PROC_CATEGORY_LU: case UTF8PROC_CATEGORY_LL: case UTF8PROC_CATEGORY_LT: case UTF8PROC_CATEGORY_LM:
@@ -116,7 +119,8 @@ static uint32_t lower(uint32_t c) {
   if (c < 0x80) return c >= 'A' && c <= 'Z' ? c + 32 : c;
   if (c >= lower_ranges[0].first) {
     for (size_t i = 0; i < COUNT(lower_ranges); i++) {
-      if (c >= lower_ranges[i].first && c <= lower_ranges[i].last) return c + (uint32_t)lower_ranges[i].distance;
+      if (c >= lower_ranges[i].first && c <= lower_ranges[i].last)
+        return c + (uint32_t)lower_ranges[i].distance;
     }
   }
   return (uint32_t)utf8proc_tolower((utf8proc_int32_t)c);
@@ -203,7 +207,8 @@ static sl_status order_and_align(const wp_chars *in, wp_chars *out) {
   sl_mem_free(scratch);
   size_t source = 0;
   for (size_t i = 0; i < out->count; i++) {
-    const wp_char *from = out->chars[i].inserted && source > 0 ? &in->chars[source - 1] : &in->chars[source++];
+    const wp_char *from =
+        out->chars[i].inserted && source > 0 ? &in->chars[source - 1] : &in->chars[source++];
     out->chars[i].start = from->start;
     out->chars[i].end = from->end;
   }
@@ -214,7 +219,8 @@ static void drop_marks(wp_chars *text) {
   size_t kept = 0;
   for (size_t i = 0; i < text->count; i++) {
     uint32_t code = text->chars[i].code;
-    if (code < 0x300 || !in_ranges(mark_ranges, COUNT(mark_ranges), code)) text->chars[kept++] = text->chars[i];
+    if (code < 0x300 || !in_ranges(mark_ranges, COUNT(mark_ranges), code))
+      text->chars[kept++] = text->chars[i];
   }
   text->count = kept;
 }
@@ -224,7 +230,8 @@ static sl_status lowercase(const wp_chars *in, wp_chars *out) {
   for (size_t i = 0; i < in->count; i++) {
     const wp_char *c = &in->chars[i];
     SL_TRY(push(out, c->code == 0x130 ? 'i' : lower(c->code), c->start, c->end));
-    if (c->code == 0x130) SL_TRY(push(out, 0x307, c->start, c->end)); /* the one letter whose small form has two parts */
+    if (c->code == 0x130)
+      SL_TRY(push(out, 0x307, c->start, c->end)); /* the one letter whose small form has two parts */
   }
   return SL_OK;
 }
@@ -235,7 +242,8 @@ static void swap(wp_chars *a, wp_chars *b) {
   *b = held;
 }
 
-sl_status wp_normalize(const sl_wordpiece *tok, const uint8_t *text, size_t from, size_t to, wp_chars *a, wp_chars *b) {
+sl_status wp_normalize(const sl_wordpiece *tok, const uint8_t *text, size_t from, size_t to, wp_chars *a,
+                       wp_chars *b) {
   SL_TRY(clean(tok, text, from, to, a));
   if (tok->strip_accents) {
     SL_TRY(decompose(a, b));

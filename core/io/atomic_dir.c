@@ -55,8 +55,8 @@ sl_status sl_dir_writable(const char *path, uint64_t bytes_needed) {
   }
   unsigned long long free_bytes = (unsigned long long)info.f_bavail * info.f_frsize;
   if (free_bytes < bytes_needed) {
-    return sl_fail(SL_EIO, "%s: %llu bytes are needed, %llu are free; make room or choose another folder", path,
-                   (unsigned long long)bytes_needed, free_bytes);
+    return sl_fail(SL_EIO, "%s: %llu bytes are needed, %llu are free; make room or choose another folder",
+                   path, (unsigned long long)bytes_needed, free_bytes);
   }
   return SL_OK;
 }
@@ -70,7 +70,8 @@ static sl_status sibling_name(const char *path, const char *purpose, char **out)
   size_t bytes = length + 64;
   *out = NULL;
   SL_TRY(sl_mem_alloc(bytes, "a temporary folder name", (void **)out));
-  snprintf(*out, bytes, "%.*s.%s-%ld-%u", (int)length, path, purpose, (long)getpid(), atomic_fetch_add(&counter, 1u));
+  snprintf(*out, bytes, "%.*s.%s-%ld-%u", (int)length, path, purpose, (long)getpid(),
+           atomic_fetch_add(&counter, 1u));
   return SL_OK;
 }
 
@@ -125,7 +126,8 @@ static sl_status replace_in_two(const char *temporary, const char *path) {
 sl_status sl_dir_commit(const char *temporary, const char *path) {
   int error = nftw(temporary, sync_entry, 16, FTW_DEPTH | FTW_PHYS);
   if (error != 0) {
-    return sl_fail(SL_EIO, "%s: cannot flush to the disk: %s", temporary, strerror(error > 0 ? error : errno));
+    return sl_fail(SL_EIO, "%s: cannot flush to the disk: %s", temporary,
+                   strerror(error > 0 ? error : errno));
   }
   if (!sl_dir_exists(path)) {
     if (rename(temporary, path) == 0) return SL_OK;

@@ -52,9 +52,11 @@ static sl_status parent_of(const char *path, char **out) {
 
 static sl_status write_failed(const sl_atomic_file *file, int error) {
   if (error != ENOSPC && error != EDQUOT) {
-    return sl_fail(SL_EIO, "%s: cannot write: %s; the old file, if any, is untouched", file->path, strerror(error));
+    return sl_fail(SL_EIO, "%s: cannot write: %s; the old file, if any, is untouched", file->path,
+                   strerror(error));
   }
-  unsigned long long needed = file->expected > file->written ? file->expected : file->written + 1, free_bytes = 0;
+  unsigned long long needed = file->expected > file->written ? file->expected : file->written + 1,
+                     free_bytes = 0;
   struct statvfs info;
   if (fstatvfs(file->fd, &info) == 0) free_bytes = (unsigned long long)info.f_bavail * info.f_frsize;
   return sl_fail(SL_EIO, "%s: the disk is full: %llu bytes are needed, %llu were written, %llu are free now; "
@@ -127,7 +129,8 @@ sl_status sl_atomic_file_write(sl_atomic_file *file, const void *data, size_t by
   return SL_OK;
 }
 
-/* A rename is on the disk only when its folder is. Some file systems refuse fsync on a folder: not an error. */
+/* A rename is on the disk only when its folder is. Some file systems refuse fsync on a folder: not an error.
+ */
 static void sync_parent(const char *path) {
   char *parent;
   if (parent_of(path, &parent) != SL_OK) return;

@@ -43,7 +43,8 @@ void sl_dir_abort(const char *temporary);
 /* Removes a folder and all in it; symbolic links are removed, not followed. A missing one is fine. */
 sl_status sl_dir_remove(const char *path);
 
-/* For tests: writes fail as on a full disk once `bytes` more bytes were written; a negative number switches it off. */
+/* For tests: writes fail as on a full disk once `bytes` more bytes were written; a negative number switches
+ * it off. */
 void sl_io_fail_after(int64_t bytes);
 
 #endif

@@ -35,7 +35,8 @@ sl_status sl_file_map_open(const char *path, sl_file_map *map) {
   int error = errno;
   close(fd);
   if (data == MAP_FAILED) {
-    return sl_fail(error == ENOMEM ? SL_ENOMEM : SL_EIO, "%s: cannot map %zu bytes: %s", path, bytes, strerror(error));
+    return sl_fail(error == ENOMEM ? SL_ENOMEM : SL_EIO, "%s: cannot map %zu bytes: %s", path, bytes,
+                   strerror(error));
   }
   map->data = bytes > 0 ? data : (const uint8_t *)"";
   map->bytes = bytes;
@@ -53,7 +54,8 @@ static sl_status read_all(int fd, const char *path, char *text, size_t bytes) {
     ssize_t got = read(fd, text + done, bytes - done);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return sl_fail(SL_EIO, "%s: cannot read: %s", path, strerror(errno));
-    if (got == 0) return sl_fail(SL_EIO, "%s: shrank from %zu to %zu bytes while it was read", path, bytes, done);
+    if (got == 0)
+      return sl_fail(SL_EIO, "%s: shrank from %zu to %zu bytes while it was read", path, bytes, done);
     done += (size_t)got;
   }
   text[bytes] = '\0';

@@ -21,7 +21,8 @@ sl_status sl_file_map_open(const char *path, sl_file_map *map);
 /* Allowed on a zeroed map. */
 void sl_file_map_close(sl_file_map *map);
 
-/* The whole file with a NUL behind it (not counted in *bytes); sl_mem_free(*text). SL_EFORMAT above max_bytes. */
+/* The whole file with a NUL behind it (not counted in *bytes); sl_mem_free(*text). SL_EFORMAT above
+ * max_bytes. */
 sl_status sl_file_read(const char *path, size_t max_bytes, char **text, size_t *bytes);
 
 /* Whether path names a regular file, and a folder. */

@@ -37,7 +37,8 @@ sl_status sl_json_parse(const char *text, size_t bytes, const char *where, json_
     return sl_fail_context(SL_ENOMEM, "%s", where);
   }
   if (*out) return SL_OK;
-  return sl_fail(SL_EFORMAT, "%s: not valid JSON: line %d, column %d: %s", where, error.line, error.column, error.text);
+  return sl_fail(SL_EFORMAT, "%s: not valid JSON: line %d, column %d: %s", where, error.line, error.column,
+                 error.text);
 }
 
 sl_status sl_json_load(const char *path, size_t max_bytes, json_t **out) {

@@ -3,7 +3,8 @@
  *
  * The reader trusts nothing: a header that is too long, names a tensor twice, leaves a hole,
  * overlaps, or whose sizes do not multiply out is refused, and the message says which file and
- * tensor. Tensor data stay in the mapped file until somebody copies them. A model cut into shards reads as one set. */
+ * tensor. Tensor data stay in the mapped file until somebody copies them. A model cut into shards reads as
+ * one set. */
 #ifndef SL_SAFETENSORS_H
 #define SL_SAFETENSORS_H
 
@@ -15,7 +16,8 @@
 
 enum { SL_SAFETENSORS_MAX_RANK = 8 };
 
-/* Element types of files: id, name, bytes, and the engine dtype that holds every value (F64 is rounded to f32). */
+/* Element types of files: id, name, bytes, and the engine dtype that holds every value (F64 is rounded to
+ * f32). */
 #define SL_FILE_DTYPE_LIST(X)          \
   X(SL_FILE_F64, "F64", 8, SL_F32)     \
   X(SL_FILE_F32, "F32", 4, SL_F32)     \
@@ -37,7 +39,8 @@ typedef enum {
 
 size_t sl_file_dtype_size(sl_file_dtype dtype);
 const char *sl_file_dtype_name(sl_file_dtype dtype);
-/* The engine dtype that sl_safetensors_copy gives for a file dtype, and the file dtype an engine dtype is saved as. */
+/* The engine dtype that sl_safetensors_copy gives for a file dtype, and the file dtype an engine dtype is
+ * saved as. */
 sl_dtype sl_file_dtype_engine(sl_file_dtype dtype);
 sl_file_dtype sl_file_dtype_of(sl_dtype dtype);
 
@@ -72,7 +75,8 @@ const sl_safetensor *sl_safetensors_find(const sl_safetensors *set, const char *
 /* As find, but SL_ENOTFOUND names the file, the tensor and the nearest names it has. */
 sl_status sl_safetensors_get(const sl_safetensors *set, const char *name, const sl_safetensor **out);
 
-/* The __metadata__ of the header (of the first shard): value of a key or NULL; i-th pair, 0 beyond the last. */
+/* The __metadata__ of the header (of the first shard): value of a key or NULL; i-th pair, 0 beyond the last.
+ */
 const char *sl_safetensors_metadata(const sl_safetensors *set, const char *key);
 int sl_safetensors_metadata_at(const sl_safetensors *set, size_t index, const char **key, const char **value);
 
@@ -100,8 +104,8 @@ typedef struct {
 } sl_safetensors_pair;
 
 /* Writes a file atomically (atomic_file.h). The header lists metadata, then the items, in the order
- * given, and is padded with spaces to 8 bytes; the data lie by falling element size, so that every tensor is aligned
- * to its elements without holes. Equal input gives equal bytes. */
+ * given, and is padded with spaces to 8 bytes; the data lie by falling element size, so that every tensor is
+ * aligned to its elements without holes. Equal input gives equal bytes. */
 sl_status sl_safetensors_write(const char *path, const sl_safetensors_item *items, size_t count,
                                const sl_safetensors_pair *metadata, size_t metadata_count);
 

@@ -25,8 +25,10 @@ const char *sl_file_dtype_name(sl_file_dtype dtype) { return file_dtypes[dtype].
 sl_dtype sl_file_dtype_engine(sl_file_dtype dtype) { return file_dtypes[dtype].engine; }
 
 sl_file_dtype sl_file_dtype_of(sl_dtype dtype) {
-  static const sl_file_dtype kinds[] = { [SL_F32] = SL_FILE_F32, [SL_BF16] = SL_FILE_BF16, [SL_F16] = SL_FILE_F16,
-                                         [SL_I64] = SL_FILE_I64, [SL_I32] = SL_FILE_I32,   [SL_U8] = SL_FILE_U8 };
+  static const sl_file_dtype kinds[] = {
+    [SL_F32] = SL_FILE_F32, [SL_BF16] = SL_FILE_BF16, [SL_F16] = SL_FILE_F16,
+    [SL_I64] = SL_FILE_I64, [SL_I32] = SL_FILE_I32,   [SL_U8] = SL_FILE_U8
+  };
   return kinds[dtype];
 }
 
@@ -58,28 +60,34 @@ static sl_status read_dtype(const header *h, const char *name, const json_t *val
       return SL_OK;
     }
   }
-  return sl_fail(SL_EFORMAT, "%s: tensor \"%s\": dtype %.40s is not supported; supported are F64 F32 F16 BF16 I64 I32 "
-                 "I16 I8 U8 BOOL: convert the file with torch first", h->path, name, text);
+  return sl_fail(SL_EFORMAT,
+                 "%s: tensor \"%s\": dtype %.40s is not supported; supported are F64 F32 F16 BF16 I64 I32 "
+                 "I16 I8 U8 BOOL: convert the file with torch first",
+                 h->path, name, text);
 }
 
 static sl_status read_shape(const header *h, const json_t *value, sl_safetensor *entry) {
   const json_t *sizes = json_object_get(value, "shape");
   if (!json_is_array(sizes) || json_array_size(sizes) > SL_SAFETENSORS_MAX_RANK) {
-    return sl_fail(SL_EFORMAT, "%s: tensor \"%s\": \"shape\" is %s, expected a list of at most %d sizes", h->path,
-                   entry->name, json_is_array(sizes) ? "longer" : sl_json_type_name(sizes), SL_SAFETENSORS_MAX_RANK);
+    return sl_fail(SL_EFORMAT, "%s: tensor \"%s\": \"shape\" is %s, expected a list of at most %d sizes",
+                   h->path, entry->name, json_is_array(sizes) ? "longer" : sl_json_type_name(sizes),
+                   SL_SAFETENSORS_MAX_RANK);
   }
   entry->rank = (int)json_array_size(sizes);
   entry->count = 1;
-  int64_t all = (int64_t)sl_file_dtype_size(entry->dtype); /* bytes, zero sizes left out: [0, huge] must not pass */
+  int64_t all =
+      (int64_t)sl_file_dtype_size(entry->dtype); /* bytes, zero sizes left out: [0, huge] must not pass */
   for (int i = 0; i < entry->rank; i++) {
     const json_t *size = json_array_get(sizes, (size_t)i);
     int64_t n = json_integer_value(size);
     if (!json_is_integer(size) || n < 0) {
-      return sl_fail(SL_EFORMAT, "%s: tensor \"%s\": size %d of its shape is %s, expected a whole number >= 0", h->path,
+      return sl_fail(SL_EFORMAT,
+                     "%s: tensor \"%s\": size %d of its shape is %s, expected a whole number >= 0", h->path,
                      entry->name, i + 1, json_is_integer(size) ? "negative" : sl_json_type_name(size));
     }
     if (__builtin_mul_overflow(all, n > 0 ? n : 1, &all)) {
-      return sl_fail(SL_EFORMAT, "%s: tensor \"%s\": its shape has more than 2^63 bytes", h->path, entry->name);
+      return sl_fail(SL_EFORMAT, "%s: tensor \"%s\": its shape has more than 2^63 bytes", h->path,
+                     entry->name);
     }
     entry->shape[i] = n;
     entry->count *= n;
@@ -92,19 +100,21 @@ static sl_status read_offsets(const header *h, const json_t *value, sl_safetenso
   const json_t *pair = json_object_get(value, "data_offsets");
   const json_t *first = json_array_get(pair, 0), *last = json_array_get(pair, 1);
   if (json_array_size(pair) != 2 || !json_is_integer(first) || !json_is_integer(last)) {
-    return sl_fail(SL_EFORMAT, "%s: tensor \"%s\": \"data_offsets\" must be two whole numbers", h->path, entry->name);
+    return sl_fail(SL_EFORMAT, "%s: tensor \"%s\": \"data_offsets\" must be two whole numbers", h->path,
+                   entry->name);
   }
   int64_t begin = json_integer_value(first), end = json_integer_value(last);
   if (begin < 0 || end < begin || (uint64_t)end > h->bytes) {
-    return sl_fail(SL_EFORMAT, "%s: tensor \"%s\": data_offsets [%" PRId64 ", %" PRId64 "] do not lie in the file's %zu "
-                   "bytes of data; the file is damaged or was not downloaded completely", h->path, entry->name, begin,
-                   end, h->bytes);
+    return sl_fail(SL_EFORMAT,
+                   "%s: tensor \"%s\": data_offsets [%" PRId64 ", %" PRId64 "] do not lie in the file's %zu "
+                   "bytes of data; the file is damaged or was not downloaded completely",
+                   h->path, entry->name, begin, end, h->bytes);
   }
   if ((uint64_t)(end - begin) != entry->bytes) {
     char shape[ST_SHAPE_TEXT];
-    return sl_fail(SL_EFORMAT, "%s: tensor \"%s\": %s of %s needs %zu bytes, data_offsets give %" PRId64, h->path,
-                   entry->name, st_shape_text(entry->rank, entry->shape, shape), sl_file_dtype_name(entry->dtype),
-                   entry->bytes, end - begin);
+    return sl_fail(SL_EFORMAT, "%s: tensor \"%s\": %s of %s needs %zu bytes, data_offsets give %" PRId64,
+                   h->path, entry->name, st_shape_text(entry->rank, entry->shape, shape),
+                   sl_file_dtype_name(entry->dtype), entry->bytes, end - begin);
   }
   entry->data = h->data + begin;
   return SL_OK;
@@ -140,14 +150,17 @@ static sl_status check_tiling(const header *h, const sl_safetensor *entries, siz
   for (size_t i = 0; status == SL_OK && i < count; i++) {
     size_t begin = (size_t)((const uint8_t *)order[i]->data - h->data);
     if (begin < end) {
-      status = sl_fail(SL_EFORMAT, "%s: tensors \"%s\" and \"%s\" overlap", h->path, order[i - 1]->name, order[i]->name);
+      status = sl_fail(SL_EFORMAT, "%s: tensors \"%s\" and \"%s\" overlap", h->path, order[i - 1]->name,
+                       order[i]->name);
     } else if (begin > end) {
-      status = sl_fail(SL_EFORMAT, "%s: a hole of %zu bytes before tensor \"%s\"", h->path, begin - end, order[i]->name);
+      status = sl_fail(SL_EFORMAT, "%s: a hole of %zu bytes before tensor \"%s\"", h->path, begin - end,
+                       order[i]->name);
     }
     end = begin + order[i]->bytes;
   }
   if (status == SL_OK && end != h->bytes) {
-    status = sl_fail(SL_EFORMAT, "%s: %zu bytes behind the last tensor belong to nobody", h->path, h->bytes - end);
+    status =
+        sl_fail(SL_EFORMAT, "%s: %zu bytes behind the last tensor belong to nobody", h->path, h->bytes - end);
   }
   sl_mem_free(order);
   return status;
@@ -191,7 +204,8 @@ static sl_status read_entries(sl_safetensors *set, st_shard *shard, const header
   }
   if (set->count + extra > UINT32_MAX) return sl_fail(SL_EFORMAT, "%s: too many tensors", h->path);
   SL_TRY(sl_mem_alloc(bytes, "tensor names", (void **)&shard->names));
-  SL_TRY(sl_mem_resize((void **)&set->entries, (set->count + extra) * sizeof *set->entries, "a safetensors header"));
+  SL_TRY(sl_mem_resize((void **)&set->entries, (set->count + extra) * sizeof *set->entries,
+                       "a safetensors header"));
   sl_safetensor *first = set->entries + set->count, *entry = first;
   char *at = shard->names;
   json_object_foreach(h->json, key, value) {
@@ -209,18 +223,24 @@ static sl_status read_entries(sl_safetensors *set, st_shard *shard, const header
 /* Checks the length field and parses the JSON behind it; json_decref(h->json) is the caller's. */
 static sl_status parse_header(const sl_file_map *map, header *h) {
   if (map->bytes < 8) {
-    return sl_fail(SL_EFORMAT, "%s: %zu bytes; a safetensors file starts with 8 bytes of header length. The file is "
-                   "empty or was not downloaded completely", h->path, map->bytes);
+    return sl_fail(SL_EFORMAT,
+                   "%s: %zu bytes; a safetensors file starts with 8 bytes of header length. The file is "
+                   "empty or was not downloaded completely",
+                   h->path, map->bytes);
   }
   uint64_t length = 0;
   for (int i = 7; i >= 0; i--) length = length << 8 | map->data[i];
   if (length > MAX_HEADER_BYTES) {
-    return sl_fail(SL_EFORMAT, "%s: a header of %" PRIu64 " bytes is announced, at most %zu are allowed; this is not a "
-                   "safetensors file, or it is damaged", h->path, length, MAX_HEADER_BYTES);
+    return sl_fail(SL_EFORMAT,
+                   "%s: a header of %" PRIu64 " bytes is announced, at most %zu are allowed; this is not a "
+                   "safetensors file, or it is damaged",
+                   h->path, length, MAX_HEADER_BYTES);
   }
   if (length > map->bytes - 8) {
-    return sl_fail(SL_EFORMAT, "%s: a header of %" PRIu64 " bytes is announced, the file has only %zu behind the length; "
-                   "it was not downloaded completely", h->path, length, map->bytes - 8);
+    return sl_fail(SL_EFORMAT,
+                   "%s: a header of %" PRIu64 " bytes is announced, the file has only %zu behind the length; "
+                   "it was not downloaded completely",
+                   h->path, length, map->bytes - 8);
   }
   h->data = map->data + 8 + length;
   h->bytes = map->bytes - 8 - (size_t)length;
@@ -230,7 +250,8 @@ static sl_status parse_header(const sl_file_map *map, header *h) {
 }
 
 sl_status st_add_file(sl_safetensors *set, const char *path) {
-  SL_TRY(sl_mem_resize((void **)&set->shards, (set->n_shards + 1) * sizeof *set->shards, "safetensors shards"));
+  SL_TRY(
+      sl_mem_resize((void **)&set->shards, (set->n_shards + 1) * sizeof *set->shards, "safetensors shards"));
   st_shard *shard = &set->shards[set->n_shards++];
   *shard = (st_shard){ 0 };
   SL_TRY(sl_mem_strdup(path, &shard->path));

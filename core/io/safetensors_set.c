@@ -106,8 +106,8 @@ static sl_status check_index(const sl_safetensors *set, const char *index, json_
     const sl_safetensor *entry = sl_safetensors_find(set, name);
     const char *slash = entry ? strrchr(entry->path, '/') : NULL;
     if (!slash || strcmp(slash + 1, json_string_value(file)) != 0) {
-      return sl_fail(SL_EFORMAT, "%s: tensor \"%s\" should be in %s but is %s%s", index, name, json_string_value(file),
-                     entry ? "in " : "missing", entry ? slash + 1 : "");
+      return sl_fail(SL_EFORMAT, "%s: tensor \"%s\" should be in %s but is %s%s", index, name,
+                     json_string_value(file), entry ? "in " : "missing", entry ? slash + 1 : "");
     }
   }
   return SL_OK;
@@ -134,11 +134,14 @@ static sl_status no_weights(const char *folder) {
   sl_mem_free(pickle);
   if (!sl_dir_exists(folder)) return sl_fail(SL_ENOTFOUND, "%s: no such folder", folder);
   if (!found) {
-    return sl_fail(SL_ENOTFOUND, "%s: no model.safetensors and no model.safetensors.index.json in this folder", folder);
+    return sl_fail(SL_ENOTFOUND,
+                   "%s: no model.safetensors and no model.safetensors.index.json in this folder", folder);
   }
-  return sl_fail(SL_EUNSUPPORTED, "%s: only pytorch_model.bin (a Python pickle) is here; convert it once: python -c "
+  return sl_fail(SL_EUNSUPPORTED,
+                 "%s: only pytorch_model.bin (a Python pickle) is here; convert it once: python -c "
                  "\"from transformers import AutoModelForMaskedLM as M; "
-                 "M.from_pretrained('.').save_pretrained('.', safe_serialization=True)\" run in that folder", folder);
+                 "M.from_pretrained('.').save_pretrained('.', safe_serialization=True)\" run in that folder",
+                 folder);
 }
 
 sl_status sl_safetensors_open_dir(const char *folder, sl_safetensors **out) {
@@ -203,7 +206,8 @@ sl_status sl_safetensors_get(const sl_safetensors *set, const char *name, const 
                  nearest ? "; the most similar name is \"" : "", nearest ? nearest : "", nearest ? "\"" : "");
 }
 
-int sl_safetensors_metadata_at(const sl_safetensors *set, size_t index, const char **key, const char **value) {
+int sl_safetensors_metadata_at(const sl_safetensors *set, size_t index, const char **key,
+                               const char **value) {
   if (!set->pairs) return 0;
   const char *at = set->pairs, *end = at + set->pairs_bytes;
   for (size_t i = 0; at < end; i++) {
@@ -231,7 +235,8 @@ sl_status sl_safetensors_expect(const sl_safetensor *entry, int rank, const int6
   for (int i = 0; equal && i < rank; i++) equal = entry->shape[i] == shape[i];
   if (equal) return SL_OK;
   char wanted[ST_SHAPE_TEXT], found[ST_SHAPE_TEXT];
-  return sl_fail(SL_ESHAPE, "%s: tensor \"%s\" is %s, expected %s; the weights do not belong to this configuration",
+  return sl_fail(SL_ESHAPE,
+                 "%s: tensor \"%s\" is %s, expected %s; the weights do not belong to this configuration",
                  entry->path, entry->name, st_shape_text(entry->rank, entry->shape, found),
                  st_shape_text(rank, shape, wanted));
 }

@@ -5,11 +5,12 @@
 
 #include "core/base/mem.h"
 
-sl_status sl_safetensors_load_tensor_as(const sl_safetensor *entry, sl_device *device, sl_dtype dtype, sl_tensor **out) {
+sl_status sl_safetensors_load_tensor_as(const sl_safetensor *entry, sl_device *device, sl_dtype dtype,
+                                        sl_tensor **out) {
   *out = NULL;
   if (entry->rank > SL_MAX_RANK) {
-    return sl_fail(SL_ESHAPE, "%s: tensor \"%s\" has %d dimensions, a tensor has at most %d", entry->path, entry->name,
-                   entry->rank, SL_MAX_RANK);
+    return sl_fail(SL_ESHAPE, "%s: tensor \"%s\" has %d dimensions, a tensor has at most %d", entry->path,
+                   entry->name, entry->rank, SL_MAX_RANK);
   }
   sl_tensor *tensor;
   SL_TRY(sl_tensor_create(device, dtype, entry->rank, entry->shape, &tensor));
@@ -58,13 +59,17 @@ static sl_status fill(void *context, size_t offset, void *out, size_t bytes) {
 }
 
 static void describe(sl_safetensors_item *item, const char *name, source *s) {
-  *item = (sl_safetensors_item){ .name = name, .dtype = sl_file_dtype_of(s->tensor->dtype), .rank = s->tensor->rank,
-                                 .fill = fill, .context = s };
+  *item = (sl_safetensors_item){ .name = name,
+                                 .dtype = sl_file_dtype_of(s->tensor->dtype),
+                                 .rank = s->tensor->rank,
+                                 .fill = fill,
+                                 .context = s };
   memcpy(item->shape, s->tensor->shape, (size_t)s->tensor->rank * sizeof *item->shape);
 }
 
-sl_status sl_safetensors_save_tensors(const char *path, const char *const *names, sl_tensor *const *tensors, size_t count,
-                                      const sl_safetensors_pair *metadata, size_t metadata_count) {
+sl_status sl_safetensors_save_tensors(const char *path, const char *const *names, sl_tensor *const *tensors,
+                                      size_t count, const sl_safetensors_pair *metadata,
+                                      size_t metadata_count) {
   sl_safetensors_item *items = NULL;
   source *sources = NULL;
   sl_status status = sl_mem_alloc(count * sizeof *items, "a list of tensors", (void **)&items);

@@ -10,10 +10,12 @@
 sl_status sl_safetensors_load_tensor(const sl_safetensor *entry, sl_device *device, sl_tensor **out);
 
 /* The same converted to `dtype` as sl_safetensors_copy does. */
-sl_status sl_safetensors_load_tensor_as(const sl_safetensor *entry, sl_device *device, sl_dtype dtype, sl_tensor **out);
+sl_status sl_safetensors_load_tensor_as(const sl_safetensor *entry, sl_device *device, sl_dtype dtype,
+                                        sl_tensor **out);
 
 /* Writes tensors of any device and strides atomically, in the order given. */
-sl_status sl_safetensors_save_tensors(const char *path, const char *const *names, sl_tensor *const *tensors, size_t count,
-                                      const sl_safetensors_pair *metadata, size_t metadata_count);
+sl_status sl_safetensors_save_tensors(const char *path, const char *const *names, sl_tensor *const *tensors,
+                                      size_t count, const sl_safetensors_pair *metadata,
+                                      size_t metadata_count);
 
 #endif

@@ -26,12 +26,13 @@ static sl_status measure(const char *path, const sl_safetensors_item *item, size
   size_t all = sl_file_dtype_size(item->dtype);
   for (int i = 0; i < item->rank; i++) {
     if (item->shape[i] < 0 || __builtin_mul_overflow(all, (size_t)item->shape[i], &all)) {
-      return sl_fail(SL_ESHAPE, "%s: tensor \"%s\": size %lld of its shape is negative or too large", path, item->name,
-                     (long long)item->shape[i]);
+      return sl_fail(SL_ESHAPE, "%s: tensor \"%s\": size %lld of its shape is negative or too large", path,
+                     item->name, (long long)item->shape[i]);
     }
   }
   if (all > 0 && !item->data && !item->fill) {
-    return sl_fail(SL_EINVAL, "%s: tensor \"%s\" has neither data nor a function that gives them", path, item->name);
+    return sl_fail(SL_EINVAL, "%s: tensor \"%s\" has neither data nor a function that gives them", path,
+                   item->name);
   }
   *bytes = all;
   return SL_OK;
@@ -77,7 +78,8 @@ static sl_status set_new(const char *path, json_t *object, const char *key, json
   return sl_fail(SL_EINVAL, "%s: the name or value of \"%.60s\" is not valid UTF-8", path, key);
 }
 
-static sl_status add_metadata(const char *path, json_t *root, const sl_safetensors_pair *pairs, size_t count) {
+static sl_status add_metadata(const char *path, json_t *root, const sl_safetensors_pair *pairs,
+                              size_t count) {
   if (count == 0) return SL_OK;
   json_t *map = json_object();
   SL_TRY(set_new(path, root, "__metadata__", map));
@@ -95,12 +97,14 @@ static sl_status add_tensor(const char *path, json_t *root, const placement *whe
     }
   }
   if (!shape) return sl_fail(SL_ENOMEM, "%s: out of memory for the header", path);
-  json_t *value = json_pack("{s:s, s:o, s:[I,I]}", "dtype", sl_file_dtype_name(item->dtype), "shape", shape,
-                            "data_offsets", (json_int_t)where->offset, (json_int_t)(where->offset + where->bytes));
+  json_t *value =
+      json_pack("{s:s, s:o, s:[I,I]}", "dtype", sl_file_dtype_name(item->dtype), "shape", shape,
+                "data_offsets", (json_int_t)where->offset, (json_int_t)(where->offset + where->bytes));
   return set_new(path, root, item->name, value);
 }
 
-static sl_status build_header(const char *path, const placement *places, size_t count, json_t *root, char **text) {
+static sl_status build_header(const char *path, const placement *places, size_t count, json_t *root,
+                              char **text) {
   for (size_t i = 0; i < count; i++) SL_TRY(add_tensor(path, root, &places[i]));
   *text = json_dumps(root, JSON_COMPACT);
   if (!*text || sl_json_out_of_memory()) return sl_fail(SL_ENOMEM, "%s: out of memory for the header", path);

@@ -7,21 +7,28 @@
 #include "core/data/packing.h"
 
 static const char vocab[] =
-  "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\nc\nthe\n##e\n##s\n##a\n##b\nab\nabc\n.\n,\n[\n]\n1\n##1\n\xc3\xa9\n##\xc3\xa9\n"
-  "\xe4\xb8\xad\n\xe3\x82\xab\n##\xe3\x82\xab\ne\ns\ni\n##i\n\xcc\x81\n##\xcc\x81\n";
+    "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\nc\nthe\n##e\n##s\n##a\n##b\nab\nabc\n.\n,\n[\n]\n1\n##"
+    "1\n\xc3\xa9\n##\xc3\xa9\n"
+    "\xe4\xb8\xad\n\xe3\x82\xab\n##\xe3\x82\xab\ne\ns\ni\n##i\n\xcc\x81\n##\xcc\x81\n";
 
 static sl_wordpiece *create(int kind) {
-  static const char json[] =
-    "{\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"},\"normalizer\":{\"type\":\"BertNormalizer\"},\"decoder\":{\"type\":\"WordPiece\"},"
-    "\"added_tokens\":[{\"id\":1,\"content\":\"ab\",\"normalized\":true,\"lstrip\":true},{\"id\":2,\"content\":\"a b\",\"normalized\":true,\"single_word\":true},"
-    "{\"id\":3,\"content\":\"[M]\",\"rstrip\":true},{\"id\":4,\"content\":\" x \",\"lstrip\":true,\"rstrip\":true}],"
-    "\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"[UNK]\":0,\"ab\":1}}}";
+  static const char json[] = "{\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"},\"normalizer\":{\"type\":"
+                             "\"BertNormalizer\"},\"decoder\":{\"type\":\"WordPiece\"},"
+                             "\"added_tokens\":[{\"id\":1,\"content\":\"ab\",\"normalized\":true,\"lstrip\":"
+                             "true},{\"id\":2,\"content\":\"a b\",\"normalized\":true,\"single_word\":true},"
+                             "{\"id\":3,\"content\":\"[M]\",\"rstrip\":true},{\"id\":4,\"content\":\" x "
+                             "\",\"lstrip\":true,\"rstrip\":true}],"
+                             "\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"[UNK]\":0,\"ab\":1}}}";
   static const char *const configs[] = {
-    "{}", "{\"do_lower_case\":false}", "{\"strip_accents\":false}", "{\"do_lower_case\":false,\"tokenize_chinese_chars\":false}",
+    "{}",
+    "{\"do_lower_case\":false}",
+    "{\"strip_accents\":false}",
+    "{\"do_lower_case\":false,\"tokenize_chinese_chars\":false}",
   };
   sl_wordpiece *tok;
   sl_status status = kind == 4 ? sl_wordpiece_from_json(json, strlen(json), NULL, 0, "fuzz", &tok)
-                               : sl_wordpiece_from_vocab(vocab, strlen(vocab), configs[kind], strlen(configs[kind]), "fuzz", &tok);
+                               : sl_wordpiece_from_vocab(vocab, strlen(vocab), configs[kind],
+                                                         strlen(configs[kind]), "fuzz", &tok);
   if (status != SL_OK) fprintf(stderr, "%s\n", sl_last_error());
   FUZZ_DEMAND(status == SL_OK);
   return tok;

@@ -17,7 +17,8 @@ static void check_members(json_t *object) {
     FUZZ_DEMAND((sl_json_string(object, key, "fuzz", &text) == SL_OK) == json_is_string(value));
     FUZZ_DEMAND((sl_json_int(object, key, "fuzz", &number) == SL_OK) == json_is_integer(value));
     FUZZ_DEMAND((sl_json_object(object, key, "fuzz", &inner) == SL_OK) == json_is_object(value));
-    FUZZ_DEMAND((sl_json_opt_bool(object, key, "fuzz", &truth) == SL_OK) == (json_is_boolean(value) || json_is_null(value)));
+    FUZZ_DEMAND((sl_json_opt_bool(object, key, "fuzz", &truth) == SL_OK) ==
+                (json_is_boolean(value) || json_is_null(value)));
   }
 }
 

@@ -15,7 +15,8 @@ static void read_all(const sl_safetensors *set) {
     free(out);
   }
   const char *key, *value;
-  for (size_t i = 0; sl_safetensors_metadata_at(set, i, &key, &value); i++) FUZZ_DEMAND(sl_safetensors_metadata(set, key));
+  for (size_t i = 0; sl_safetensors_metadata_at(set, i, &key, &value); i++)
+    FUZZ_DEMAND(sl_safetensors_metadata(set, key));
   const sl_safetensor *none;
   (void)sl_safetensors_get(set, "bert.encoder.layer.0.attention.self.query.weight", &none);
 }

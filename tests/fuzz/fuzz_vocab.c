@@ -1,5 +1,6 @@
 /* Any bytes as a tokenizer's files: refused cleanly, or it encodes and decodes and its ids are consistent.
- * A zero byte parts the input: what is to be loaded, tokenizer_config.json, a text. JSON is told by its brace. */
+ * A zero byte parts the input: what is to be loaded, tokenizer_config.json, a text. JSON is told by its
+ * brace. */
 #include "fuzz.h"
 
 #include <string.h>

@@ -49,7 +49,8 @@ static int entries(const char *path) {
   DIR *dir = opendir(path);
   int count = 0;
   assert_non_null(dir);
-  for (struct dirent *entry; (entry = readdir(dir)) != NULL;) count += entry->d_name[0] != '.' || strlen(entry->d_name) > 2;
+  for (struct dirent *entry; (entry = readdir(dir)) != NULL;)
+    count += entry->d_name[0] != '.' || strlen(entry->d_name) > 2;
   closedir(dir);
   return count;
 }
@@ -215,9 +216,14 @@ static void test_failing_allocations(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_write_and_replace), cmocka_unit_test(test_full_disk), cmocka_unit_test(test_refusals),
-    cmocka_unit_test(test_writable), cmocka_unit_test(test_folders), cmocka_unit_test(test_remove_keeps_link_targets),
-    cmocka_unit_test(test_json), cmocka_unit_test(test_failing_allocations),
+    cmocka_unit_test(test_write_and_replace),
+    cmocka_unit_test(test_full_disk),
+    cmocka_unit_test(test_refusals),
+    cmocka_unit_test(test_writable),
+    cmocka_unit_test(test_folders),
+    cmocka_unit_test(test_remove_keeps_link_targets),
+    cmocka_unit_test(test_json),
+    cmocka_unit_test(test_failing_allocations),
   };
   return cmocka_run_group_tests(tests, setup, teardown);
 }

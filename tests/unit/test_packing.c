@@ -46,8 +46,10 @@ static sl_token_list joined(void) {
   for (int d = 0; d < DOCUMENTS; d++) {
     sl_token_list one = { 0 };
     assert_int_equal(sl_wordpiece_encode(tok, documents[d], strlen(documents[d]), 0, &one), SL_OK);
-    if (one.count > 0 && all.count > 0) assert_int_equal(sl_wordpiece_encode(tok, "[SEP]", 5, 0, &all), SL_OK);
-    if (one.count > 0) assert_int_equal(sl_wordpiece_encode(tok, documents[d], strlen(documents[d]), 0, &all), SL_OK);
+    if (one.count > 0 && all.count > 0)
+      assert_int_equal(sl_wordpiece_encode(tok, "[SEP]", 5, 0, &all), SL_OK);
+    if (one.count > 0)
+      assert_int_equal(sl_wordpiece_encode(tok, documents[d], strlen(documents[d]), 0, &all), SL_OK);
     sl_token_list_free(&one);
   }
   return all;
@@ -58,7 +60,8 @@ static void test_rule(void **state) {
   sl_token_list all = joined();
   assert_true(all.count > 40);
   sl_packer *p = packer(CTX, 0);
-  for (int d = 0; d < DOCUMENTS; d++) assert_int_equal(sl_packer_push(p, documents[d], strlen(documents[d]), 1), SL_OK);
+  for (int d = 0; d < DOCUMENTS; d++)
+    assert_int_equal(sl_packer_push(p, documents[d], strlen(documents[d]), 1), SL_OK);
   assert_int_equal(sl_packer_finish(p), SL_OK);
   int32_t ids[CTX], tokens;
   size_t at = 0;
@@ -111,7 +114,8 @@ static void test_sources(void **state) {
   int32_t ids[CTX], tokens;
   sl_token_source sources[CTX];
   int seen = 0;
-  for (int d = 0; d < DOCUMENTS; d++) assert_int_equal(sl_packer_push(p, documents[d], strlen(documents[d]), 1), SL_OK);
+  for (int d = 0; d < DOCUMENTS; d++)
+    assert_int_equal(sl_packer_push(p, documents[d], strlen(documents[d]), 1), SL_OK);
   assert_int_equal(sl_packer_finish(p), SL_OK);
   for (;;) {
     assert_int_equal(sl_packer_next(p, ids, sources, &tokens), SL_OK);
@@ -126,7 +130,8 @@ static void test_sources(void **state) {
       const char *text = documents[sources[i].document];
       assert_true(sources[i].start < sources[i].end && sources[i].end <= (int64_t)strlen(text));
       const char *token = sl_wordpiece_token(tok, ids[i], NULL);
-      if (token[0] >= 'a' && token[0] <= 'z' && strlen(token) == (size_t)(sources[i].end - sources[i].start)) {
+      if (token[0] >= 'a' && token[0] <= 'z' &&
+          strlen(token) == (size_t)(sources[i].end - sources[i].start)) {
         assert_true((text[sources[i].start] | 32) == token[0]);
         seen++;
       }
@@ -225,7 +230,8 @@ static void test_failing_allocations(void **state) {
     sl_packer_options options = { .ctx_len = 8, .sources = 1 };
     sl_mem_fail_at(n);
     sl_status status = sl_packer_create(tok, &options, &p);
-    for (int d = 0; status == SL_OK && d < DOCUMENTS; d++) status = sl_packer_push(p, documents[d], strlen(documents[d]), 1);
+    for (int d = 0; status == SL_OK && d < DOCUMENTS; d++)
+      status = sl_packer_push(p, documents[d], strlen(documents[d]), 1);
     sl_mem_fail_at(0);
     sl_packer_free(p);
     assert_int_equal(sl_mem_get_stats().blocks, before);

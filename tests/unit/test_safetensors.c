@@ -68,7 +68,12 @@ static sl_status write_sample(const char *path) {
   const sl_safetensors_item items[] = {
     { .name = "odd", .dtype = SL_FILE_U8, .rank = 1, .shape = { 3 }, .data = small },
     { .name = "w", .dtype = SL_FILE_F32, .rank = 2, .shape = { 2, 3 }, .data = floats },
-    { .name = "filled", .dtype = SL_FILE_U8, .rank = 1, .shape = { FILLED }, .fill = fill_bytes, .context = &asked },
+    { .name = "filled",
+      .dtype = SL_FILE_U8,
+      .rank = 1,
+      .shape = { FILLED },
+      .fill = fill_bytes,
+      .context = &asked },
     { .name = "scalar", .dtype = SL_FILE_F32, .rank = 0, .data = floats + 1 },
     { .name = "wide", .dtype = SL_FILE_I64, .rank = 1, .shape = { 2 }, .data = wide },
     { .name = "empty", .dtype = SL_FILE_F16, .rank = 2, .shape = { 0, 5 } },
@@ -179,24 +184,33 @@ static void test_refused_headers(void **state) {
     { "", 0, "not valid JSON" },
     { "{", 0, "not valid JSON" },
     { "[]", 0, "header is an array" },
-    { "{" T("a", "\"shape\":[1],\"data_offsets\":[0,4]") "," T("a", "\"shape\":[1],\"data_offsets\":[4,8]") "}", 8, "duplicate" },
+    { "{" T("a", "\"shape\":[1],\"data_offsets\":[0,4]") "," T("a",
+                                                               "\"shape\":[1],\"data_offsets\":[4,8]") "}",
+      8, "duplicate" },
     { "{\"a\":5}", 0, "tensor \"a\" is an integer" },
     { "{\"a\":{\"shape\":[1],\"data_offsets\":[0,4]}}", 4, "\"dtype\" is nothing" },
-    { "{\"a\":{\"dtype\":\"F8_E4M3\",\"shape\":[4],\"data_offsets\":[0,4]}}", 4, "dtype F8_E4M3 is not supported" },
+    { "{\"a\":{\"dtype\":\"F8_E4M3\",\"shape\":[4],\"data_offsets\":[0,4]}}", 4,
+      "dtype F8_E4M3 is not supported" },
     { "{" T("a", "\"shape\":4,\"data_offsets\":[0,4]") "}", 4, "\"shape\" is an integer" },
     { "{" T("a", "\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,4]") "}", 4, "at most 8 sizes" },
     { "{" T("a", "\"shape\":[-1],\"data_offsets\":[0,4]") "}", 4, "negative" },
     { "{" T("a", "\"shape\":[1.5],\"data_offsets\":[0,4]") "}", 4, "a real number" },
     { "{" T("a", "\"shape\":[4294967296,4294967296],\"data_offsets\":[0,4]") "}", 4, "more than 2^63 bytes" },
-    { "{" T("a", "\"shape\":[0,4294967296,4294967296],\"data_offsets\":[0,0]") "}", 0, "more than 2^63 bytes" },
+    { "{" T("a", "\"shape\":[0,4294967296,4294967296],\"data_offsets\":[0,0]") "}", 0,
+      "more than 2^63 bytes" },
     { "{" T("a", "\"shape\":[1]") "}", 4, "must be two whole numbers" },
     { "{" T("a", "\"shape\":[1],\"data_offsets\":[0,4,8]") "}", 4, "must be two whole numbers" },
     { "{" T("a", "\"shape\":[1],\"data_offsets\":[4,0]") "}", 4, "do not lie in the file" },
     { "{" T("a", "\"shape\":[1],\"data_offsets\":[-4,0]") "}", 4, "do not lie in the file" },
     { "{" T("a", "\"shape\":[2],\"data_offsets\":[0,8]") "}", 4, "do not lie in the file's 4 bytes" },
-    { "{" T("a", "\"shape\":[2],\"data_offsets\":[0,4]") "}", 4, "[2] of F32 needs 8 bytes, data_offsets give 4" },
-    { "{" T("a", "\"shape\":[1],\"data_offsets\":[0,4]") "," T("b", "\"shape\":[2],\"data_offsets\":[0,8]") "}", 8, "overlap" },
-    { "{" T("a", "\"shape\":[1],\"data_offsets\":[0,4]") "," T("b", "\"shape\":[1],\"data_offsets\":[8,12]") "}", 12, "a hole of 4 bytes before tensor \"b\"" },
+    { "{" T("a", "\"shape\":[2],\"data_offsets\":[0,4]") "}", 4,
+      "[2] of F32 needs 8 bytes, data_offsets give 4" },
+    { "{" T("a", "\"shape\":[1],\"data_offsets\":[0,4]") "," T("b",
+                                                               "\"shape\":[2],\"data_offsets\":[0,8]") "}",
+      8, "overlap" },
+    { "{" T("a", "\"shape\":[1],\"data_offsets\":[0,4]") "," T("b",
+                                                               "\"shape\":[1],\"data_offsets\":[8,12]") "}",
+      12, "a hole of 4 bytes before tensor \"b\"" },
     { "{" T("a", "\"shape\":[1],\"data_offsets\":[0,4]") "}", 7, "3 bytes behind the last tensor" },
     { "{\"__metadata__\":[]}", 0, "__metadata__ is an array" },
     { "{\"__metadata__\":{\"a\":1}}", 0, "__metadata__ \"a\" is an integer" },
@@ -206,7 +220,8 @@ static void test_refused_headers(void **state) {
     sl_safetensors *set;
     assert_int_equal(sl_safetensors_open(path, &set), SL_EFORMAT);
     assert_null(set);
-    if (!strstr(sl_last_error(), bad[i].message)) fail_msg("\"%s\" instead of \"%s\"", sl_last_error(), bad[i].message);
+    if (!strstr(sl_last_error(), bad[i].message))
+      fail_msg("\"%s\" instead of \"%s\"", sl_last_error(), bad[i].message);
     assert_true(strncmp(sl_last_error(), path, strlen(path)) == 0);
   }
 }
@@ -231,7 +246,8 @@ static void test_refused_lengths(void **state) {
     assert_int_equal(sl_file_write(in_folder("bad"), bytes, bad[i].bytes), SL_OK);
     sl_safetensors *set;
     assert_int_equal(sl_safetensors_open(in_folder("bad"), &set), SL_EFORMAT);
-    if (!strstr(sl_last_error(), bad[i].message)) fail_msg("\"%s\" instead of \"%s\"", sl_last_error(), bad[i].message);
+    if (!strstr(sl_last_error(), bad[i].message))
+      fail_msg("\"%s\" instead of \"%s\"", sl_last_error(), bad[i].message);
   }
   sl_safetensors *set;
   assert_int_equal(sl_safetensors_open(in_folder("missing"), &set), SL_ENOTFOUND);
@@ -244,7 +260,8 @@ static void test_refused_lengths(void **state) {
 /* A sample file cut anywhere is refused. */
 static void test_every_truncation(void **state) {
   (void)state;
-  const char *header = "{" T("a", "\"shape\":[2],\"data_offsets\":[0,8]") "," T("b", "\"shape\":[],\"data_offsets\":[8,12]") "}";
+  const char *header = "{" T("a", "\"shape\":[2],\"data_offsets\":[0,8]") "," T(
+      "b", "\"shape\":[],\"data_offsets\":[8,12]") "}";
   const char *path = make_file("whole", header, 12);
   char *bytes;
   size_t count;
@@ -276,7 +293,10 @@ static void test_folders(void **state) {
   assert_int_equal(sl_file_write(in_folder("model/pytorch_model.bin"), "x", 1), SL_OK);
   assert_dir_refused(SL_EUNSUPPORTED, "safe_serialization=True");
   make_file("model/one", "{" T("a", "\"shape\":[1],\"data_offsets\":[0,4]") "}", 4);
-  make_file("model/two", "{\"__metadata__\":{\"k\":\"v\"}," T("b", "\"shape\":[2],\"data_offsets\":[0,8]") "," T("c", "\"shape\":[],\"data_offsets\":[8,12]") "}", 12);
+  make_file("model/two",
+            "{\"__metadata__\":{\"k\":\"v\"}," T("b", "\"shape\":[2],\"data_offsets\":[0,8]") "," T(
+                "c", "\"shape\":[],\"data_offsets\":[8,12]") "}",
+            12);
   write_index("{\"weight_map\":{\"b\":\"two\",\"a\":\"one\",\"c\":\"two\"}}");
   sl_safetensors *set;
   if (sl_safetensors_open_dir(in_folder("model"), &set) != SL_OK) fail_msg("%s", sl_last_error());
@@ -319,7 +339,9 @@ static void test_refused_writes(void **state) {
   items[1].name = "\xff";
   assert_int_equal(sl_safetensors_write(path, items, 2, NULL, 0), SL_EINVAL);
   assert_non_null(strstr(sl_last_error(), "UTF-8"));
-  items[1] = (sl_safetensors_item){ .name = "b", .dtype = SL_FILE_F32, .rank = 2, .shape = { INT64_MAX, 8 }, .data = floats };
+  items[1] = (sl_safetensors_item){
+    .name = "b", .dtype = SL_FILE_F32, .rank = 2, .shape = { INT64_MAX, 8 }, .data = floats
+  };
   assert_int_equal(sl_safetensors_write(path, items, 2, NULL, 0), SL_ESHAPE);
   items[1] = (sl_safetensors_item){ .name = "b", .dtype = SL_FILE_F32, .rank = 1, .shape = { 1 } };
   assert_int_equal(sl_safetensors_write(path, items, 2, NULL, 0), SL_EINVAL);
@@ -347,11 +369,13 @@ static void test_tensors(void **state) {
   const char *const names[] = { "b", "view" };
   sl_tensor *const tensors[] = { b, view };
   const sl_safetensors_pair pair = { "step", "7" };
-  if (sl_safetensors_save_tensors(in_folder("tensors"), names, tensors, 2, &pair, 1) != SL_OK) fail_msg("%s", sl_last_error());
+  if (sl_safetensors_save_tensors(in_folder("tensors"), names, tensors, 2, &pair, 1) != SL_OK)
+    fail_msg("%s", sl_last_error());
   sl_safetensors *set;
   assert_int_equal(sl_safetensors_open(in_folder("tensors"), &set), SL_OK);
   assert_string_equal(sl_safetensors_metadata(set, "step"), "7");
-  assert_int_equal(sl_safetensors_load_tensor(sl_safetensors_find(set, "view"), sl_cpu_device(), &back), SL_OK);
+  assert_int_equal(sl_safetensors_load_tensor(sl_safetensors_find(set, "view"), sl_cpu_device(), &back),
+                   SL_OK);
   assert_int_equal(back->shape[0], 3);
   for (int i = 0; i < 3; i++) {
     for (int j = 0; j < 2; j++) assert_true(sl_tensor_f32(back)[i * 2 + j] == floats[j * 3 + i]);
@@ -361,11 +385,14 @@ static void test_tensors(void **state) {
   assert_int_equal(back->dtype, SL_F16);
   assert_memory_equal(sl_tensor_data(back), halves, sizeof halves);
   sl_tensor_release(back);
-  assert_int_equal(sl_safetensors_load_tensor_as(sl_safetensors_find(set, "b"), sl_cpu_device(), SL_F32, &back), SL_OK);
+  assert_int_equal(
+      sl_safetensors_load_tensor_as(sl_safetensors_find(set, "b"), sl_cpu_device(), SL_F32, &back), SL_OK);
   assert_true(sl_tensor_f32(back)[1] == -2.5f);
   sl_tensor_release(back);
   sl_tensor *none = a;
-  assert_int_equal(sl_safetensors_load_tensor_as(sl_safetensors_find(set, "b"), sl_cpu_device(), SL_I32, &none), SL_EDTYPE);
+  assert_int_equal(
+      sl_safetensors_load_tensor_as(sl_safetensors_find(set, "b"), sl_cpu_device(), SL_I32, &none),
+      SL_EDTYPE);
   assert_null(none);
   sl_safetensors_close(set);
   sl_tensor_release(a);
@@ -399,9 +426,10 @@ static void test_failing_allocations(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test(test_round_trip), cmocka_unit_test(test_conversions), cmocka_unit_test(test_refused_headers),
-    cmocka_unit_test(test_refused_lengths), cmocka_unit_test(test_every_truncation), cmocka_unit_test(test_folders),
-    cmocka_unit_test(test_refused_writes), cmocka_unit_test(test_tensors),
+    cmocka_unit_test(test_round_trip),          cmocka_unit_test(test_conversions),
+    cmocka_unit_test(test_refused_headers),     cmocka_unit_test(test_refused_lengths),
+    cmocka_unit_test(test_every_truncation),    cmocka_unit_test(test_folders),
+    cmocka_unit_test(test_refused_writes),      cmocka_unit_test(test_tensors),
     cmocka_unit_test(test_failing_allocations),
   };
   return cmocka_run_group_tests(tests, setup, teardown);

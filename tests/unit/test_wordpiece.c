@@ -54,7 +54,8 @@ static char *variant_json(size_t index) {
 static sl_wordpiece *load_variant(size_t index) {
   sl_wordpiece *tok;
   char *text = variant_json(index);
-  if (sl_wordpiece_from_json(text, strlen(text), NULL, 0, "variant", &tok) != SL_OK) fail_msg("%s", sl_last_error());
+  if (sl_wordpiece_from_json(text, strlen(text), NULL, 0, "variant", &tok) != SL_OK)
+    fail_msg("%s", sl_last_error());
   sl_mem_free(text);
   return tok;
 }
@@ -85,14 +86,15 @@ static void check_case(const sl_wordpiece *tok, const char *name, const json_t *
   sl_token_list list = { 0 };
   assert_int_equal(sl_wordpiece_encode(tok, text, bytes, SL_ENCODE_OFFSETS, &list), SL_OK);
   const json_t *ids = json_object_get(c, "ids"), *offsets = json_object_get(c, "offsets");
-  if (list.count != json_array_size(ids)) fail_msg("%s: \"%.*s\": %zu tokens", name, (int)bytes, text, list.count);
+  if (list.count != json_array_size(ids))
+    fail_msg("%s: \"%.*s\": %zu tokens", name, (int)bytes, text, list.count);
   for (size_t i = 0; i < list.count; i++) {
     int64_t id = json_integer_value(json_array_get(ids, i));
     int64_t start = json_integer_value(json_array_get(offsets, 2 * i));
     int64_t end = json_integer_value(json_array_get(offsets, 2 * i + 1));
     if (list.ids[i] != id || list.starts[i] != start || list.ends[i] != end) {
-      fail_msg("%s: \"%.*s\": token %zu is %d [%u, %u), expected %lld [%lld, %lld)", name, (int)bytes, text, i, list.ids[i],
-               list.starts[i], list.ends[i], (long long)id, (long long)start, (long long)end);
+      fail_msg("%s: \"%.*s\": token %zu is %d [%u, %u), expected %lld [%lld, %lld)", name, (int)bytes, text,
+               i, list.ids[i], list.starts[i], list.ends[i], (long long)id, (long long)start, (long long)end);
     }
   }
   char *decoded;
@@ -111,7 +113,8 @@ static void test_equals_the_package(void **state) {
     json_t *cases = json_object_get(variant(v), "cases"), *c;
     size_t i;
     assert_true(json_array_size(cases) > 50);
-    json_array_foreach(cases, i, c) check_case(tok, json_string_value(json_object_get(variant(v), "name")), c);
+    json_array_foreach(cases, i, c)
+        check_case(tok, json_string_value(json_object_get(variant(v), "name")), c);
     sl_wordpiece_free(tok);
   }
 }
@@ -219,8 +222,9 @@ static void test_safe_cut(void **state) {
   sl_wordpiece_free(tok);
 }
 
-#define MODEL(vocab_text) "{\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"},\"normalizer\":{\"type\":\"BertNormalizer\"}," \
-                          "\"model\":{\"type\":\"WordPiece\",\"vocab\":" vocab_text "}"
+#define MODEL(vocab_text)                                                                                    \
+  "{\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"},\"normalizer\":{\"type\":\"BertNormalizer\"},"         \
+  "\"model\":{\"type\":\"WordPiece\",\"vocab\":" vocab_text "}"
 
 static void test_refusals(void **state) {
   (void)state;
@@ -239,20 +243,27 @@ static void test_refusals(void **state) {
     { MODEL("{\"[UNK]\":0,\"a\":\"x\"}") "}", "is a string, expected an integer" },
     { MODEL("{\"a\":0}") "}", "unk_token \"[UNK]\" is not in the vocabulary" },
     { MODEL("{\"[UNK]\":0}") ",\"added_tokens\":[{\"id\":5,\"content\":\"x\"}]}", "ids 0 to 1" },
-    { MODEL("{\"[UNK]\":0,\"x\":1}") ",\"added_tokens\":[{\"id\":0,\"content\":\"x\"}]}", "has id 0, but the vocabulary has it as 1" },
+    { MODEL("{\"[UNK]\":0,\"x\":1}") ",\"added_tokens\":[{\"id\":0,\"content\":\"x\"}]}",
+      "has id 0, but the vocabulary has it as 1" },
     { MODEL("{\"[UNK]\":0}") ",\"added_tokens\":{}}", "added_tokens is an object" },
-    { MODEL("{\"[UNK]\":0}") ",\"post_processor\":{\"type\":\"RobertaProcessing\"}}", "post_processor is RobertaProcessing" },
+    { MODEL("{\"[UNK]\":0}") ",\"post_processor\":{\"type\":\"RobertaProcessing\"}}",
+      "post_processor is RobertaProcessing" },
     { MODEL("{\"[UNK]\":0}") ",\"decoder\":{\"type\":\"ByteLevel\"}}", "decoder is ByteLevel" },
-    { "{\"pre_tokenizer\":{\"type\":\"Whitespace\"},\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"[UNK]\":0}}}", "pre_tokenizer is Whitespace" },
-    { "{\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"},\"normalizer\":{\"type\":\"NFKC\"},\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"[UNK]\":0}}}",
+    { "{\"pre_tokenizer\":{\"type\":\"Whitespace\"},\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"[UNK]\":0}"
+      "}}",
+      "pre_tokenizer is Whitespace" },
+    { "{\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"},\"normalizer\":{\"type\":\"NFKC\"},\"model\":{"
+      "\"type\":\"WordPiece\",\"vocab\":{\"[UNK]\":0}}}",
       "normalizer is NFKC" },
   };
   for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
     sl_wordpiece *tok;
-    sl_status status = sl_wordpiece_from_json(bad[i].json, strlen(bad[i].json), NULL, 0, "tokenizer.json", &tok);
+    sl_status status =
+        sl_wordpiece_from_json(bad[i].json, strlen(bad[i].json), NULL, 0, "tokenizer.json", &tok);
     assert_true(status == SL_EFORMAT || status == SL_EUNSUPPORTED);
     assert_null(tok);
-    if (!strstr(sl_last_error(), bad[i].message)) fail_msg("\"%s\" instead of \"%s\"", sl_last_error(), bad[i].message);
+    if (!strstr(sl_last_error(), bad[i].message))
+      fail_msg("\"%s\" instead of \"%s\"", sl_last_error(), bad[i].message);
   }
 }
 
@@ -271,8 +282,10 @@ static void test_vocab_refusals(void **state) {
   check_vocab_refusal("[UNK]\n\nb", 8, NULL, "token 1 is empty");
   check_vocab_refusal("[UNK]\n\xff", 7, NULL, "line 2 is not valid UTF-8");
   check_vocab_refusal("a\nb", 3, NULL, "unk_token");
-  check_vocab_refusal("[UNK]\n", 6, "{\"tokenizer_class\":\"BertJapaneseTokenizer\"}", "BertJapaneseTokenizer");
-  check_vocab_refusal("[UNK]\n", 6, "{\"mask_token\":\"<mask>\"}", "mask_token \"<mask>\" is not in the vocabulary");
+  check_vocab_refusal("[UNK]\n", 6, "{\"tokenizer_class\":\"BertJapaneseTokenizer\"}",
+                      "BertJapaneseTokenizer");
+  check_vocab_refusal("[UNK]\n", 6, "{\"mask_token\":\"<mask>\"}",
+                      "mask_token \"<mask>\" is not in the vocabulary");
   check_vocab_refusal("[UNK]\n", 6, "{\"do_lower_case\":1}", "expected true or false");
   check_vocab_refusal("[UNK]\n", 6, "{\"added_tokens_decoder\":{\"9\":{\"content\":\"x\"}}}", "not an id");
   sl_wordpiece *tok;
@@ -285,8 +298,11 @@ static void test_vocab_refusals(void **state) {
 /* Every allocation of loading and encoding fails once: a clean status, nothing leaked. */
 static void test_failing_allocations(void **state) {
   (void)state;
-  static const char json[] = MODEL("{\"[UNK]\":0,\"a\":1,\"##b\":2,\"\xc3\xa9\":3}")
-    ",\"decoder\":{\"type\":\"WordPiece\"},\"added_tokens\":[{\"id\":4,\"content\":\"Zz\",\"normalized\":true},{\"id\":5,\"content\":\"[M]\"}]}";
+  static const char json[] =
+      MODEL("{\"[UNK]\":0,\"a\":1,\"##b\":2,\"\xc3\xa9\":3}") ",\"decoder\":{\"type\":\"WordPiece\"},\"added_"
+                                                              "tokens\":[{\"id\":4,\"content\":\"Zz\","
+                                                              "\"normalized\":true},{\"id\":5,\"content\":\"["
+                                                              "M]\"}]}";
   static const char text[] = "ab \xc3\x80\xcc\x81\xcc\x96 \xe4\xb8\xad [M] zz ab";
   int64_t before = sl_mem_get_stats().blocks;
   int failures = 0;

@@ -6,7 +6,7 @@
  * generated from list.h. Only core/ calls kernels; tensors, tapes and Lua do not exist here.
  *
  * To add a kernel: its argument struct in args_<family>.h, one line in list.h, one function
- * slk_<device>_<name> per device, one case in tests/unit. See docs/add-a-kernel.md. */
+ * slk_<device>_<name> per device, one case in tests/unit. See CONTRIBUTING.md. */
 #ifndef SL_KERNELS_H
 #define SL_KERNELS_H
 

@@ -85,7 +85,7 @@ local function check_functions(path, text, lines, report)
     if p.params > MAX_PARAMETERS then
       report(path, p.first, ("%s has %d parameters; above %d use a struct"):format(p.name, p.params, MAX_PARAMETERS))
     end
-    if path:find "%.h$" and p.name:find "^sl_" and not has_fixed_meaning(p.name) and not has_comment(lines, p) then
+    if path:find "%.h$" and p.name:find "^sl_[^_]" and not has_fixed_meaning(p.name) and not has_comment(lines, p) then
       report(path, p.first, p.name .. " has no comment: say what it does, takes, returns and owns")
     end
   end

@@ -72,6 +72,32 @@ describe("the REPL", function()
   end)
 end)
 
+describe("the REPL on a terminal", function()
+  it("completes, edits, recalls, drops a line on Ctrl-C and keeps a history", function()
+    if os.execute("command -v script >/dev/null 2>&1") ~= 0 then return pending "script (bsdutils) is not here" end
+    local dir = program.folder()
+    -- Keys go through a pseudo terminal, in portions, as a person would send them.
+    local keys = { "string.forma\\t'%%d|', 42)\\r", "half a line\\003", "1 + 22\\r", "\\033[A\\r", "for\\r",
+      "\\003", "\\004" }
+    local typing = { "i=0; until grep -qs 'help tells' out || [ $i -gt 200 ]; do sleep 0.1; i=$((i + 1)); done" }
+    for _, portion in ipairs(keys) do typing[#typing + 1] = ('printf "%s"; sleep 0.3'):format(portion) end
+    local pattern = "cd %s && (%s) | TERM=xterm NO_COLOR=1 XDG_STATE_HOME=%s env --default-signal=INT "
+      .. "timeout --foreground 60 script -qefc %s /dev/null >out 2>&1"
+    local folder, command = program.quote(dir), program.quote(program.quote(program.path))
+    os.execute(pattern:format(folder, table.concat(typing, "; "), folder, command))
+    local out = program.read(dir .. "/out"):gsub("\r", "")
+    assert.truthy(out:find("^saelua [^\n]*:help"), out)
+    assert.truthy(out:find('\n"42|"\n', 1, true), out)
+    local _, sums = out:gsub("\n23\n", "\n")
+    assert.equal(2, sums, out)
+    assert.is_nil(out:find("half a line\n%S*:1:"), out)
+    local history = program.read(dir .. "/saelua/history")
+    assert.truthy(history:find("1\\040+\\04022", 1, true), history)
+    assert.is_nil(history:find("half", 1, true), history)
+    host.remove_tree(dir)
+  end)
+end)
+
 describe("completion", function()
   local env = strict.environment({ table = table, type = type, string = string }, { assign = true })
   local called = 0

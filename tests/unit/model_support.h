@@ -73,17 +73,22 @@ static inline sl_status set_from_file(sl_model *model, sl_weights *weights, int 
   return status;
 }
 
-/* The tied fixture as a model. Releases everything on failure. */
-static inline sl_status load_fixture(sl_model **out) {
+/* The open tied fixture as a model. Releases everything on failure. */
+static inline sl_status fill_fixture(sl_weights *weights, sl_model **out) {
   sl_model_spec spec = fixture_spec();
-  sl_weights *weights;
-  SL_TRY(sl_weights_open(FIXTURES "bert_mlm_tied", &weights));
   sl_status status = sl_model_create(&spec, sl_cpu_device(), out);
   if (status == SL_OK) {
     for (int i = 0; i < sl_model_n_weights(*out) && status == SL_OK; i++) status = set_from_file(*out, weights, i);
     if (status != SL_OK) sl_model_release(*out);
   }
   if (status != SL_OK) *out = NULL;
+  return status;
+}
+
+static inline sl_status load_fixture(sl_model **out) {
+  sl_weights *weights;
+  SL_TRY(sl_weights_open(FIXTURES "bert_mlm_tied", &weights));
+  sl_status status = fill_fixture(weights, out);
   sl_weights_release(weights);
   return status;
 }

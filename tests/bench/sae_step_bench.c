@@ -1,10 +1,12 @@
 /* Times one TopK training step and its phases against the encoder product alone through oneDNN, in one process.
  *
- *   sae_step_bench [--tokens N] [--d D] [--latents M] [--k K] [--repeats R] [--bf16] [--no-product]
+ *   sae_step_bench [--tokens N] [--d D] [--latents M] [--k K] [--repeats R] [--bf16] [--phases] [--no-product] [--json]
+ *                  [--isa base|avx2|avx512]
  *
- * Product and step alternate; minima over the repeats are compared. The product's result is 4 N M bytes, so the peak
- * memory of the step alone is what --no-product reports. Input is random and dense (mixtures of a few hidden
- * directions), so that all latents take part. */
+ * The step is what a recipe runs: loss (with its metrics), backward, optimiser, through core/sae; --phases calls the
+ * kernels one by one instead and shows their shares. Product and step alternate; minima over the repeats are compared.
+ * The product's result is 4 N M bytes, so the peak memory of the step alone is what --no-product reports. Input is
+ * random (mixtures of a few hidden directions and noise), so that all latents take part. */
 #include <math.h>
 #include <oneapi/dnnl/dnnl.h>
 #include <omp.h>
@@ -13,12 +15,14 @@
 #include <string.h>
 #include <sys/resource.h>
 
-#include "kernels/kernels.h"
+#include "core/sae/loss.h"
+#include "core/sae/optim.h"
+#include "kernels/cpu/sae_cpu.h"
 
 typedef struct {
   int64_t n, d, m, k;
   int repeats;
-  bool bf16, product;
+  bool bf16, product, phases, json;
 } options;
 
 static void *memory(size_t bytes) {
@@ -63,6 +67,9 @@ typedef struct {
   double *column_sums;
   double loss, seconds[PHASES];
   int64_t entries, nonfinite, step;
+  sl_sae *sae;
+  sl_sae_optim *optim;
+  sl_tensor *x_tensor;
 } bench;
 
 static sl_sae_parameters make_parameters(const options *o) {
@@ -85,22 +92,25 @@ static sl_sae_decode_residual_args decode_args(bench *b) {
     .workspace = b->workspace, .workspace_bytes = b->workspace_bytes };
 }
 
-static void make(bench *b) {
-  const options *o = &b->o;
-  sl_device *cpu = sl_cpu_device();
+static float *make_input(const options *o) {
   enum { HIDDEN = 256, MIXED = 12 };
-  float *directions = floats(HIDDEN * o->d);
+  float *directions = floats(HIDDEN * o->d), *x = floats(o->n * o->d);
   for (int64_t i = 0; i < HIDDEN * o->d; i++) directions[i] = normal() / sqrtf((float)o->d);
-  b->x = floats(o->n * o->d);
   for (int64_t t = 0; t < o->n; t++) {
-    for (int64_t j = 0; j < o->d; j++) b->x[t * o->d + j] = 0.3f * normal();
+    for (int64_t j = 0; j < o->d; j++) x[t * o->d + j] = 0.3f * normal();
     for (int h = 0; h < MIXED; h++) {
       const float *direction = directions + (int64_t)((uniform() + 1) * 0.5f * (HIDDEN - 1)) * o->d;
-      float weight = 4 * uniform();
-      for (int64_t j = 0; j < o->d; j++) b->x[t * o->d + j] += weight * direction[j] * 3;
+      float weight = 12 * uniform();
+      for (int64_t j = 0; j < o->d; j++) x[t * o->d + j] += weight * direction[j];
     }
   }
   free(directions);
+  return x;
+}
+
+static void make_weights(bench *b) {
+  const options *o = &b->o;
+  sl_device *cpu = sl_cpu_device();
   b->weights = make_parameters(o);
   b->moment1 = make_parameters(o);
   b->moment2 = make_parameters(o);
@@ -114,6 +124,12 @@ static void make(bench *b) {
                                      .b_dec = floats(o->d), .touched = memory((size_t)o->m), .dot_dec = floats(o->m),
                                      .squares_enc = floats(o->m), .squares_dec = floats(o->m) };
   b->total_b_dec = floats(o->d);
+}
+
+static void make_phases(bench *b) {
+  const options *o = &b->o;
+  sl_device *cpu = sl_cpu_device();
+  make_weights(b);
   size_t panels, slabs, need, most = 0;
   check(cpu->kernels->sae_pack(cpu, &(sl_sae_pack_args){ .n = o->n, .d = o->d, .dtype = o->bf16 ? SL_BF16 : SL_F32,
                                                          .need_panels = &panels, .need_slabs = &slabs }));
@@ -143,7 +159,7 @@ static void make(bench *b) {
   b->workspace_bytes = most;
 }
 
-static void train_step(bench *b) {
+static void phase_step(bench *b) {
   const options *o = &b->o;
   sl_device *cpu = sl_cpu_device();
   const sl_kernels *kernels = cpu->kernels;
@@ -185,23 +201,62 @@ static void train_step(bench *b) {
   }
 }
 
+/* -- The step through core/sae -- */
+
+static void make_engine(bench *b) {
+  const options *o = &b->o;
+  int64_t shape[2] = { o->n, o->d };
+  sl_sae_config config = sl_sae_config_topk(o->d, o->m, o->k);
+  sl_sae_optim_config adam = sl_sae_optim_defaults();
+  adam.clip_norm = 1;
+  check(sl_sae_create(sl_cpu_device(), &config, 1, &b->sae));
+  check(sl_sae_optim_create(b->sae, &adam, &b->optim));
+  check(sl_tensor_create(sl_cpu_device(), SL_F32, 2, shape, &b->x_tensor));
+  memcpy(sl_tensor_f32(b->x_tensor), b->x, (size_t)(o->n * o->d) * sizeof(float));
+  free(b->x);
+  b->x = sl_tensor_f32(b->x_tensor);
+}
+
+static void engine_step(bench *b) {
+  sl_sae_loss_opts opts = sl_sae_loss_defaults();
+  opts.dtype = b->o.bf16 ? SL_BF16 : SL_F32;
+  sl_sae_loss *loss;
+  check(sl_sae_loss_create(b->sae, b->x_tensor, &opts, &loss));
+  check(sl_sae_backward(loss, 1));
+  check(sl_sae_optim_step(b->optim, 1e-4));
+  b->loss = loss->loss;
+  b->entries = (int64_t)(loss->l0 * (double)loss->tokens + 0.5);
+  sl_sae_loss_release(loss);
+}
+
+static const float *encoder_of(const bench *b) {
+  return b->o.phases ? b->weights.w_enc : sl_tensor_f32(b->sae->parameters[SL_SAE_W_ENC]);
+}
+
 static double time_product(const bench *b, float *c) {
   const options *o = &b->o;
   double start = omp_get_wtime();
-  dnnl_sgemm('N', 'T', o->n, o->m, o->d, 1, b->x, o->d, b->weights.w_enc, o->d, 0, c, o->m);
+  dnnl_sgemm('N', 'T', o->n, o->m, o->d, 1, b->x, o->d, encoder_of(b), o->d, 0, c, o->m);
   return omp_get_wtime() - start;
 }
 
+static int isa_of(const char *name) {
+  return !strcmp(name, "base") ? SAE_ISA_BASE : !strcmp(name, "avx2") ? SAE_ISA_AVX2 : SAE_ISA_AVX512;
+}
+
 static options parse(int argc, char **argv) {
-  options o = { 4096, 768, 24576, 32, 5, false, true };
+  options o = { .n = 4096, .d = 768, .m = 24576, .k = 32, .repeats = 5, .product = true };
   for (int i = 1; i < argc; i++) {
     if (!strcmp(argv[i], "--bf16")) o.bf16 = true;
     else if (!strcmp(argv[i], "--no-product")) o.product = false;
+    else if (!strcmp(argv[i], "--phases")) o.phases = true;
+    else if (!strcmp(argv[i], "--json")) o.json = true;
     else if (i + 1 < argc && !strcmp(argv[i], "--tokens")) o.n = atoll(argv[++i]);
     else if (i + 1 < argc && !strcmp(argv[i], "--d")) o.d = atoll(argv[++i]);
     else if (i + 1 < argc && !strcmp(argv[i], "--latents")) o.m = atoll(argv[++i]);
     else if (i + 1 < argc && !strcmp(argv[i], "--k")) o.k = atoll(argv[++i]);
     else if (i + 1 < argc && !strcmp(argv[i], "--repeats")) o.repeats = atoi(argv[++i]);
+    else if (i + 1 < argc && !strcmp(argv[i], "--isa")) sae_cpu_limit_isa(isa_of(argv[++i]));
     else {
       fprintf(stderr, "%s: unknown option %s\n", argv[0], argv[i]);
       exit(2);
@@ -210,9 +265,39 @@ static options parse(int argc, char **argv) {
   return o;
 }
 
+static void report(const bench *b, double product, double step) {
+  struct rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  double peak = (double)usage.ru_maxrss * 1024 / (6.0 * (double)(b->o.m * b->o.d) * 4);
+  if (b->o.json) {
+    printf("{\"tokens\": %lld, \"d\": %lld, \"latents\": %lld, \"k\": %lld, \"dtype\": \"%s\", \"threads\": %d, \"step_ms\": %.3f, \"peak\": %.4f",
+           (long long)b->o.n, (long long)b->o.d, (long long)b->o.m, (long long)b->o.k, b->o.bf16 ? "bf16" : "f32",
+           omp_get_max_threads(), step * 1e3, peak);
+    if (b->o.product) printf(", \"product_ms\": %.3f, \"ratio\": %.4f", product * 1e3, step / product);
+    printf("}\n");
+    return;
+  }
+  printf("tokens %lld d %lld latents %lld k %lld %s, %d threads, loss %.6g, %lld entries\n", (long long)b->o.n,
+         (long long)b->o.d, (long long)b->o.m, (long long)b->o.k, b->o.bf16 ? "bf16" : "f32", omp_get_max_threads(), b->loss,
+         (long long)b->entries);
+  printf("step    %.1f ms\n", step * 1e3);
+  if (b->o.product) {
+    printf("product %.1f ms (%.0f GFLOP/s), ratio %.3f\n", product * 1e3,
+           2e-9 * (double)(b->o.n * b->o.m * b->o.d) / product, step / product);
+  } else {
+    printf("peak    %.0f MB, ratio %.3f of weights and moments\n", (double)usage.ru_maxrss * 1024e-6, peak);
+  }
+  double sum = 0;
+  for (int p = 0; p < PHASES; p++) sum += b->seconds[p];
+  for (int p = 0; b->o.phases && p < PHASES; p++)
+    printf("  %-9s %8.2f ms  %5.1f %%\n", phase_names[p], b->seconds[p] * 1e3, 100 * b->seconds[p] / sum);
+}
+
 int main(int argc, char **argv) {
   bench b = { .o = parse(argc, argv) };
-  make(&b);
+  b.x = make_input(&b.o);
+  if (b.o.phases) make_phases(&b);
+  else make_engine(&b);
   float *c = b.o.product ? floats(b.o.n * b.o.m) : NULL;
   double product = 1e30, step = 1e30;
   for (int r = 0; r < b.o.repeats; r++) {
@@ -221,29 +306,11 @@ int main(int argc, char **argv) {
       product = seconds < product ? seconds : product;
     }
     double start = omp_get_wtime();
-    train_step(&b);
+    if (b.o.phases) phase_step(&b);
+    else engine_step(&b);
     double seconds = omp_get_wtime() - start;
     step = seconds < step ? seconds : step;
   }
-  struct rusage usage;
-  getrusage(RUSAGE_SELF, &usage);
-  double weights = 6.0 * (double)(b.o.m * b.o.d) * 4;
-  printf("tokens %lld d %lld latents %lld k %lld %s, %d threads, loss %.6g, %lld entries\n", (long long)b.o.n,
-         (long long)b.o.d, (long long)b.o.m, (long long)b.o.k, b.o.bf16 ? "bf16" : "f32", omp_get_max_threads(),
-         b.loss / (double)(b.o.n * b.o.d), (long long)b.entries);
-  if (c) {
-    printf("product %.1f ms (%.0f GFLOP/s)\n", product * 1e3, 2e-9 * (double)(b.o.n * b.o.m * b.o.d) / product);
-    printf("step    %.1f ms, ratio %.3f\n", step * 1e3, step / product);
-  } else {
-    printf("step    %.1f ms\npeak    %.0f MB, ratio %.3f of weights and moments\n", step * 1e3,
-           (double)usage.ru_maxrss * 1024e-6, (double)usage.ru_maxrss * 1024 / weights);
-  }
-  double sum = 0;
-  for (int p = 0; p < PHASES; p++) sum += b.seconds[p];
-  for (int p = 0; p < PHASES; p++)
-    printf("  %-9s %8.2f ms  %5.1f %%\n", phase_names[p], b.seconds[p] * 1e3, 100 * b.seconds[p] / sum);
-  printf("  sum of minima %.1f ms", sum * 1e3);
-  if (c) printf(", ratio %.3f", sum / product);
-  printf("\n");
+  report(&b, product, step);
   return 0;
 }

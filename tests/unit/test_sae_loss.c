@@ -52,7 +52,7 @@ static double main_and_multi(sl_sae *sae, const sl_tensor *x, const sl_sae_loss_
   double value = loss->loss - opts->auxk_alpha * loss->auxk;
   sl_codes *codes = sl_sae_loss_codes(loss);
   *entries = 0;
-  for (int64_t p = 0; p < codes->entries; p++) *entries = *entries * 31 + ((int32_t *)sl_tensor_data(codes->ids))[p];
+  for (int64_t p = 0; p < codes->entries; p++) *entries = (int64_t)((uint64_t)*entries * 31 + (uint64_t)((int32_t *)sl_tensor_data(codes->ids))[p]);
   sl_codes_release(codes);
   sl_sae_loss_release(loss);
   return value;

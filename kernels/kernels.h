@@ -53,6 +53,7 @@ sl_device *sl_cpu_device(void);
 sl_status sl_cuda_device(int index, sl_device **out);
 
 #include "args_dense.h"
+#include "args_train.h"
 #include "args_sae.h"
 #include "list.h"
 

@@ -1,4 +1,5 @@
-/* Multi-head attention on tensors: reads strides, sizes the workspace, keeps what the backward needs. */
+/* Multi-head attention on tensors: reads strides, sizes the workspace, keeps
+ * what the backward needs. */
 #include <math.h>
 
 #include "nn.h"
@@ -7,33 +8,37 @@
 /* Threads that the workspace is made for; untouched pages cost nothing. */
 enum { most_workers = 64 };
 
-/* Accepts any row stride as long as rows follow each other across the batch; copies what does not. */
+/* Accepts any row stride as long as rows follow each other across the batch;
+ * copies what does not. */
 static sl_status as_rows(sl_op *op, const sl_tensor *x, const char *argument, sl_tensor **out) {
   SL_TRY(sl_tensor_expect(x, op->name, argument, SL_F32, 3));
-  bool rows = (x->shape[2] <= 1 || x->strides[2] == 1) && (x->shape[1] <= 1 || x->strides[1] >= x->shape[2]) &&
+  bool rows = (x->shape[2] <= 1 || x->strides[2] == 1) &&
+              (x->shape[1] <= 1 || x->strides[1] >= x->shape[2]) &&
               (x->shape[0] <= 1 || x->strides[0] == x->shape[1] * x->strides[1]);
   if (!rows || x->shape[1] <= 1) return sl__dense(op, x, argument, SL_F32, 3, out);
   *out = sl__mutable(x);
   return SL_OK;
 }
 
-static sl_status check_attention(const sl_op *op, sl_tensor *const *inputs, const sl_attention_options *options) {
+static sl_status check_attention(const sl_op *op, sl_tensor *const *inputs,
+                                 const sl_attention_options *options) {
   char text[SL_SHAPE_TEXT], other[SL_SHAPE_TEXT];
   const sl_tensor *q = inputs[0], *mask = inputs[3];
   for (int i = 1; i < 3; i++) {
     if (sl_tensor_same_shape(q, inputs[i])) continue;
-    return sl_fail(SL_ESHAPE, "%s: q %s and %s %s differ", op->name, sl_tensor_shape_text(q, text), i == 1 ? "k" : "v",
-                   sl_tensor_shape_text(inputs[i], other));
+    return sl_fail(SL_ESHAPE, "%s: q %s and %s %s differ", op->name, sl_tensor_shape_text(q, text),
+                   i == 1 ? "k" : "v", sl_tensor_shape_text(inputs[i], other));
   }
   if (options->heads < 1 || q->shape[2] % options->heads != 0) {
-    return sl_fail(SL_ESHAPE, "%s: width %lld does not divide into %lld heads", op->name, (long long)q->shape[2],
-                   (long long)options->heads);
+    return sl_fail(SL_ESHAPE, "%s: width %lld does not divide into %lld heads", op->name,
+                   (long long)q->shape[2], (long long)options->heads);
   }
   if (mask == NULL) return SL_OK;
   SL_TRY(sl_tensor_expect(mask, op->name, "mask", SL_U8, 2));
   if (mask->shape[0] == q->shape[0] && mask->shape[1] == q->shape[1]) return SL_OK;
-  return sl_fail(SL_ESHAPE, "%s: q %s needs a mask [%lld x %lld], not %s", op->name, sl_tensor_shape_text(q, text),
-                 (long long)q->shape[0], (long long)q->shape[1], sl_tensor_shape_text(mask, other));
+  return sl_fail(SL_ESHAPE, "%s: q %s needs a mask [%lld x %lld], not %s", op->name,
+                 sl_tensor_shape_text(q, text), (long long)q->shape[0], (long long)q->shape[1],
+                 sl_tensor_shape_text(mask, other));
 }
 
 static int64_t workspace_size(const sl_attention_args *args, bool backward) {
@@ -46,28 +51,44 @@ static int64_t workspace_size(const sl_attention_args *args, bool backward) {
 /* From prepared tensors and the node's numbers; shared by both directions. */
 static sl_attention_args describe(sl_tensor *const *qkvm, const int64_t *dims, float scale) {
   const sl_tensor *q = qkvm[0], *k = qkvm[1], *v = qkvm[2], *mask = qkvm[3];
-  return (sl_attention_args){ .q = sl_tensor_f32(q), .k = sl_tensor_f32(k), .v = sl_tensor_f32(v), .ld_q = q->strides[1],
-                              .ld_k = k->strides[1], .ld_v = v->strides[1], .ld_out = q->shape[2],
-                              .mask = mask != NULL ? sl_tensor_data(mask) : NULL, .batch = q->shape[0],
-                              .tokens = q->shape[1], .heads = dims[0], .head_dim = q->shape[2] / dims[0],
-                              .scale = scale, .causal = dims[1] != 0 };
+  return (sl_attention_args){ .q = sl_tensor_f32(q),
+                              .k = sl_tensor_f32(k),
+                              .v = sl_tensor_f32(v),
+                              .ld_q = q->strides[1],
+                              .ld_k = k->strides[1],
+                              .ld_v = v->strides[1],
+                              .ld_out = q->shape[2],
+                              .mask = mask != NULL ? sl_tensor_data(mask) : NULL,
+                              .batch = q->shape[0],
+                              .tokens = q->shape[1],
+                              .heads = dims[0],
+                              .head_dim = q->shape[2] / dims[0],
+                              .scale = scale,
+                              .causal = dims[1] != 0 };
 }
 
-/* saved: q, k, v as rows, mask, lse; the output itself is output_like. dims: heads, causal. numbers: scale. */
+/* saved: q, k, v as rows, mask, lse; the output itself is output_like. dims:
+ * heads, causal. numbers: scale. */
 static sl_status attention_backward(const sl_node *node, sl_tensor *grad, sl_tensor **grads) {
   sl_device *device = sl_tensor_device(grad);
   sl_attention_args forward = describe(node->saved, node->dims, (float)node->numbers[0]);
   forward.out = sl_tensor_f32(node->output_like);
   forward.lse = sl_tensor_f32(node->saved[4]);
   forward.workspace_size = workspace_size(&forward, true);
-  for (int i = 0; i < 3; i++) SL_TRY(sl_tensor_create_like(grad, SL_F32, &grads[i])); /* the kernel makes all three */
+  for (int i = 0; i < 3; i++)
+    SL_TRY(sl_tensor_create_like(grad, SL_F32, &grads[i])); /* the kernel makes all three */
   sl_tensor *workspace;
   SL_TRY(sl_tensor_create(device, SL_F32, 1, &forward.workspace_size, &workspace));
   forward.workspace = sl_tensor_f32(workspace);
   int64_t ld = grad->shape[2];
-  sl_attention_backward_args args = { .forward = forward, .dout = sl_tensor_f32(grad), .dq = sl_tensor_f32(grads[0]),
-                                      .dk = sl_tensor_f32(grads[1]), .dv = sl_tensor_f32(grads[2]), .ld_dq = ld,
-                                      .ld_dk = ld, .ld_dv = ld };
+  sl_attention_backward_args args = { .forward = forward,
+                                      .dout = sl_tensor_f32(grad),
+                                      .dq = sl_tensor_f32(grads[0]),
+                                      .dk = sl_tensor_f32(grads[1]),
+                                      .dv = sl_tensor_f32(grads[2]),
+                                      .ld_dq = ld,
+                                      .ld_dk = ld,
+                                      .ld_dv = ld };
   sl_status status = SL_RUN(device, attention_backward, &args);
   sl_tensor_release(workspace);
   return status;
@@ -99,9 +120,13 @@ static sl_status attention(sl_op *op, sl_tensor *const *inputs, const sl_attenti
   SL_TRY(sl__scratch(op, SL_F32, 1, &args.workspace_size, &workspace));
   args.workspace = sl_tensor_f32(workspace);
   SL_TRY(SL_RUN(op->device, attention, &args));
-  sl_node node = { .backward = attention_backward, .n_inputs = 3, .inputs = { inputs[0], inputs[1], inputs[2] },
-                   .n_saved = 5, .saved = { rows[0], rows[1], rows[2], rows[3], lse },
-                   .dims = { dims[0], dims[1] }, .numbers = { (double)scale } };
+  sl_node node = { .backward = attention_backward,
+                   .n_inputs = 3,
+                   .inputs = { inputs[0], inputs[1], inputs[2] },
+                   .n_saved = 5,
+                   .saved = { rows[0], rows[1], rows[2], rows[3], lse },
+                   .dims = { dims[0], dims[1] },
+                   .numbers = { (double)scale } };
   return sl__record(op, &node);
 }
 

@@ -8,7 +8,8 @@ static const char *const binary_names[SL_BINARY_COUNT] = { "add",     "sub",    
                                                            "maximum", "minimum", "eq",  "gt" };
 
 /* The NumPy rule: align from the end, equal or 1. */
-static sl_status broadcast_shape(const sl_op *op, const sl_tensor *a, const sl_tensor *b, int *rank, int64_t *shape) {
+static sl_status broadcast_shape(const sl_op *op, const sl_tensor *a, const sl_tensor *b, int *rank,
+                                 int64_t *shape) {
   *rank = a->rank > b->rank ? a->rank : b->rank;
   for (int i = 0; i < *rank; i++) {
     int at_a = i - (*rank - a->rank), at_b = i - (*rank - b->rank);
@@ -31,9 +32,10 @@ static void broadcast_strides(const sl_tensor *x, int rank, int64_t *strides) {
   }
 }
 
-/* out = reduced(f(grad, other)), the two-line step that most binary gradients are. */
-static sl_status product_gradient(sl_binary_op f, sl_tensor *grad, const sl_tensor *other, const sl_tensor *target,
-                                  sl_tensor **out) {
+/* out = reduced(f(grad, other)), the two-line step that most binary gradients
+ * are. */
+static sl_status product_gradient(sl_binary_op f, sl_tensor *grad, const sl_tensor *other,
+                                  const sl_tensor *target, sl_tensor **out) {
   sl_tensor *full = NULL;
   SL_TRY(sl_binary(f, grad, other, &full));
   sl_status status = sl__reduce_to(full, target->rank, target->shape, out);
@@ -85,7 +87,8 @@ static sl_status div_backward(const sl_node *node, sl_tensor *grad, sl_tensor **
   return status;
 }
 
-/* The gradient goes to the side that won; ties give half to each, as in PyTorch. */
+/* The gradient goes to the side that won; ties give half to each, as in
+ * PyTorch. */
 static sl_status winner_gradient(const sl_tensor *winner, const sl_tensor *loser, sl_tensor *grad,
                                  const sl_tensor *target, sl_tensor **out) {
   sl_tensor *above = NULL, *equal = NULL, *half = NULL, *share = NULL;
@@ -116,8 +119,8 @@ static sl_status min_backward(const sl_node *node, sl_tensor *grad, sl_tensor **
 }
 
 static const sl_backward_fn binary_backward[SL_BINARY_COUNT] = {
-    [SL_BINARY_ADD] = add_backward, [SL_BINARY_SUB] = sub_backward, [SL_BINARY_MUL] = mul_backward,
-    [SL_BINARY_DIV] = div_backward, [SL_BINARY_MAX] = max_backward, [SL_BINARY_MIN] = min_backward,
+  [SL_BINARY_ADD] = add_backward, [SL_BINARY_SUB] = sub_backward, [SL_BINARY_MUL] = mul_backward,
+  [SL_BINARY_DIV] = div_backward, [SL_BINARY_MAX] = max_backward, [SL_BINARY_MIN] = min_backward,
 };
 
 static sl_status binary(sl_op *op, sl_binary_op f, const sl_tensor *a, const sl_tensor *b) {
@@ -146,7 +149,7 @@ sl_status sl_binary(sl_binary_op f, const sl_tensor *a, const sl_tensor *b, sl_t
 
 static const char *const unary_names[SL_UNARY_COUNT] = {
 #define X(id, name, f, df) name,
-    SL_UNARY_LIST(X)
+  SL_UNARY_LIST(X)
 #undef X
 };
 
@@ -154,9 +157,13 @@ static const char *const unary_names[SL_UNARY_COUNT] = {
 static sl_status unary_backward(const sl_node *node, sl_tensor *grad, sl_tensor **grads) {
   const sl_tensor *x = node->saved[0], *y = node->saved[1];
   SL_TRY(sl_tensor_create_like(grad, SL_F32, &grads[0]));
-  sl_unary_backward_args args = { .op = (sl_unary_op)node->dims[0], .p = (float)node->numbers[0],
-                                  .x = sl_tensor_f32(x), .y = sl_tensor_f32(y), .dy = sl_tensor_f32(grad),
-                                  .dx = sl_tensor_f32(grads[0]), .n = sl_tensor_count(x) };
+  sl_unary_backward_args args = { .op = (sl_unary_op)node->dims[0],
+                                  .p = (float)node->numbers[0],
+                                  .x = sl_tensor_f32(x),
+                                  .y = sl_tensor_f32(y),
+                                  .dy = sl_tensor_f32(grad),
+                                  .dx = sl_tensor_f32(grads[0]),
+                                  .n = sl_tensor_count(x) };
   return SL_RUN(sl_tensor_device(grad), unary_backward, &args);
 }
 
@@ -166,11 +173,17 @@ static sl_status unary(sl_op *op, sl_unary_op f, const sl_tensor *x, float p) {
   if (f == SL_UNARY_GT_SCALAR || f == SL_UNARY_SIGN) op->records = false;
   SL_TRY(sl__dense(op, x, "x", SL_F32, -1, &dense));
   SL_TRY(sl__output(op, SL_F32, x->rank, x->shape));
-  sl_unary_args args = { .op = f, .p = p, .x = sl_tensor_f32(dense), .y = sl_tensor_f32(*op->out),
-                         .n = sl_tensor_count(x) };
+  sl_unary_args args = {
+    .op = f, .p = p, .x = sl_tensor_f32(dense), .y = sl_tensor_f32(*op->out), .n = sl_tensor_count(x)
+  };
   SL_TRY(SL_RUN(op->device, unary, &args));
-  sl_node node = { .backward = unary_backward, .n_inputs = 1, .inputs = { inputs[0] }, .n_saved = 2,
-                   .saved = { dense, *op->out }, .numbers = { (double)p }, .dims = { (int64_t)f } };
+  sl_node node = { .backward = unary_backward,
+                   .n_inputs = 1,
+                   .inputs = { inputs[0] },
+                   .n_saved = 2,
+                   .saved = { dense, *op->out },
+                   .numbers = { (double)p },
+                   .dims = { (int64_t)f } };
   return sl__record(op, &node);
 }
 
@@ -196,8 +209,11 @@ static sl_status cast(sl_op *op, const sl_tensor *x, sl_dtype dtype) {
   op->records = op->records && is_float(x->dtype) && is_float(dtype);
   SL_TRY(sl__dense(op, x, "x", x->dtype, -1, &dense));
   SL_TRY(sl__output(op, dtype, x->rank, x->shape));
-  sl_cast_args args = { .x = sl_tensor_data(dense), .dtype_x = x->dtype, .y = sl_tensor_data(*op->out),
-                        .dtype_y = dtype, .n = sl_tensor_count(x) };
+  sl_cast_args args = { .x = sl_tensor_data(dense),
+                        .dtype_x = x->dtype,
+                        .y = sl_tensor_data(*op->out),
+                        .dtype_y = dtype,
+                        .n = sl_tensor_count(x) };
   SL_TRY(SL_RUN(op->device, cast, &args));
   sl_node node = { .backward = pass_backward, .n_inputs = 1, .inputs = { inputs[0] } };
   return sl__record(op, &node);

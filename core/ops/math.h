@@ -9,6 +9,8 @@
 
 #include "core/tensor/tape.h"
 
+/* f(a, b) element by element. eq and gt give 0 or 1 and are never recorded; where a and b tie, maximum and minimum
+ * send half of the gradient to each. */
 sl_status sl_binary(sl_binary_op op, const sl_tensor *a, const sl_tensor *b, sl_tensor **out);
 static inline sl_status sl_add(const sl_tensor *a, const sl_tensor *b, sl_tensor **out) {
   return sl_binary(SL_BINARY_ADD, a, b, out);

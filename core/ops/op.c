@@ -20,7 +20,8 @@ sl_status sl__inputs(sl_op *op, int n, sl_tensor *const *inputs) {
 
 static void keep(sl_op *op, sl_tensor *tensor) { op->temporaries[op->n_temporaries++] = tensor; }
 
-sl_status sl__dense(sl_op *op, const sl_tensor *x, const char *argument, sl_dtype dtype, int rank, sl_tensor **out) {
+sl_status sl__dense(sl_op *op, const sl_tensor *x, const char *argument, sl_dtype dtype, int rank,
+                    sl_tensor **out) {
   SL_TRY(sl_tensor_expect(x, op->name, argument, dtype, rank));
   SL_TRY(sl_tensor_contiguous(x, out));
   keep(op, *out);
@@ -76,18 +77,20 @@ sl_status sl__dim(const char *op, const sl_tensor *x, int dim, int *out) {
   char text[SL_SHAPE_TEXT];
   int from_start = dim < 0 ? dim + x->rank : dim;
   if (from_start < 0 || from_start >= x->rank) {
-    return sl_fail(SL_ESHAPE, "%s: %s has no dimension %d", op, sl_tensor_shape_text(x, text), dim < 0 ? dim : dim + 1);
+    return sl_fail(SL_ESHAPE, "%s: %s has no dimension %d", op, sl_tensor_shape_text(x, text),
+                   dim < 0 ? dim : dim + 1);
   }
   *out = from_start;
   return SL_OK;
 }
 
-static sl_status scan_ids(const char *op, const int32_t *ids, int64_t n, const int64_t range[2], int64_t *counted) {
+static sl_status scan_ids(const char *op, const int32_t *ids, int64_t n, const int64_t range[2],
+                          int64_t *counted) {
   int64_t count = 0;
   for (int64_t i = 0; i < n; i++) {
     if (ids[i] < range[0] || ids[i] >= range[1]) {
-      return sl_fail(SL_EINVAL, "%s: id %d at position %lld is outside 0 .. %lld", op, (int)ids[i], (long long)i + 1,
-                     (long long)range[1] - 1);
+      return sl_fail(SL_EINVAL, "%s: id %d at position %lld is outside 0 .. %lld", op, (int)ids[i],
+                     (long long)i + 1, (long long)range[1] - 1);
     }
     count += ids[i] >= 0;
   }
@@ -106,21 +109,30 @@ sl_status sl__check_ids(const char *op, const sl_tensor *ids, int64_t low, int64
   return status;
 }
 
-/* grad [lead..., shape...] with only leading sums: the reduction kernel does it in float64. */
+/* grad [lead..., shape...] with only leading sums: the reduction kernel does it
+ * in float64. */
 static sl_status sum_leading(sl_tensor *grad, int64_t lead, sl_tensor *out) {
   sl_device *device = sl_tensor_device(grad);
   int64_t inner = sl_tensor_count(out);
-  sl_reduce_args args = { .op = SL_REDUCE_SUM, .outer = 1, .n = lead, .inner = inner, .x = sl_tensor_f32(grad),
+  sl_reduce_args args = { .op = SL_REDUCE_SUM,
+                          .outer = 1,
+                          .n = lead,
+                          .inner = inner,
+                          .x = sl_tensor_f32(grad),
                           .y = sl_tensor_f32(out) };
   return SL_RUN(device, reduce, &args);
 }
 
-/* Any pattern of broadcast dimensions: add into a view whose strides are 0 along them. */
+/* Any pattern of broadcast dimensions: add into a view whose strides are 0
+ * along them. */
 static sl_status sum_strided(sl_tensor *grad, sl_tensor *out) {
   sl_device *device = sl_tensor_device(grad);
   int skip = grad->rank - out->rank;
-  sl_scatter_strided_args args = { .rank = grad->rank, .x = sl_tensor_data(grad), .y = sl_tensor_data(out),
-                                   .dtype = SL_F32, .accumulate = true };
+  sl_scatter_strided_args args = { .rank = grad->rank,
+                                   .x = sl_tensor_data(grad),
+                                   .y = sl_tensor_data(out),
+                                   .dtype = SL_F32,
+                                   .accumulate = true };
   for (int i = 0; i < grad->rank; i++) {
     args.shape[i] = grad->shape[i];
     bool broadcast = i < skip || (out->shape[i - skip] == 1 && grad->shape[i] != 1);
@@ -132,12 +144,15 @@ static sl_status sum_strided(sl_tensor *grad, sl_tensor *out) {
 
 sl_status sl__reduce_to(sl_tensor *grad, int rank, const int64_t *shape, sl_tensor **out) {
   int skip = grad->rank - rank;
-  bool same = skip == 0, leading = true, kept = false; /* kept: a dimension that is not summed has been seen */
+  bool same = skip == 0, leading = true,
+       kept = false; /* kept: a dimension that is not summed has been seen */
   for (int i = 0; i < grad->rank; i++) {
     bool equal = i >= skip && shape[i - skip] == grad->shape[i];
     same = same && equal;
-    if (equal) kept = kept || grad->shape[i] != 1;
-    else if (kept) leading = false;
+    if (equal)
+      kept = kept || grad->shape[i] != 1;
+    else if (kept)
+      leading = false;
   }
   if (same) {
     *out = sl_tensor_retain(grad);
@@ -155,6 +170,8 @@ sl_status sl__reduce_to(sl_tensor *grad, int rank, const int64_t *shape, sl_tens
 }
 
 sl_status sl__no_kernel(const sl_device *device, const char *kernel) {
-  return sl_fail(SL_EUNSUPPORTED, "kernel %s does not exist on %s yet; move the tensors to the CPU with :to(\"cpu\")", kernel,
-                 device->name);
+  return sl_fail(SL_EUNSUPPORTED,
+                 "kernel %s does not exist on %s yet; move the tensors to the "
+                 "CPU with :to(\"cpu\")",
+                 kernel, device->name);
 }

@@ -1,14 +1,16 @@
-/* What every operation shares; private to core/ops. An operation is two functions: the public one opens an sl_op
- * and closes it, the body in between may return at any line.
+/* What every operation shares; private to core/ops. An operation is two
+ * functions: the public one opens an sl_op and closes it, the body in between
+ * may return at any line.
  *
- *   static sl_status softmax(sl_op *op, const sl_tensor *x, bool log) { SL_TRY(...); ...; return sl__record(op, &node); }
- *   sl_status sl_softmax(const sl_tensor *x, bool log, sl_tensor **out) {
- *     sl_op op = { .name = "softmax", .out = out };
- *     return sl__close(&op, softmax(&op, x, log));
+ *   static sl_status softmax(sl_op *op, const sl_tensor *x, bool log) {
+ * SL_TRY(...); ...; return sl__record(op, &node); } sl_status sl_softmax(const
+ * sl_tensor *x, bool log, sl_tensor **out) { sl_op op = { .name = "softmax",
+ * .out = out }; return sl__close(&op, softmax(&op, x, log));
  *   }
  *
- * Ownership: sl__dense and sl__scratch tensors belong to the op and go at close; *out is the caller's on success
- * and is taken back on failure if the op made it. */
+ * Ownership: sl__dense and sl__scratch tensors belong to the op and go at
+ * close; *out is the caller's on success and is taken back on failure if the op
+ * made it. */
 #ifndef SL_OPS_OP_H
 #define SL_OPS_OP_H
 
@@ -18,24 +20,29 @@ enum { SL_OP_TEMPORARIES = 12 };
 
 typedef struct {
   const char *name;
-  sl_tensor **out;       /* the caller's; *out NULL = to be made */
-  sl_device *device;     /* of the inputs */
-  bool records;          /* the tape is active and tracks an input */
-  bool made_out;         /* *out was made here */
+  sl_tensor **out;   /* the caller's; *out NULL = to be made */
+  sl_device *device; /* of the inputs */
+  bool records;      /* the tape is active and tracks an input */
+  bool made_out;     /* *out was made here */
   int n_temporaries;
   sl_tensor *temporaries[SL_OP_TEMPORARIES];
 } sl_op;
 
-/* Interrupt flag, one device, and whether the tape wants this. NULL inputs are skipped; the first is not NULL. */
+/* Interrupt flag, one device, and whether the tape wants this. NULL inputs are
+ * skipped; the first is not NULL. */
 sl_status sl__inputs(sl_op *op, int n, sl_tensor *const *inputs);
 
-/* Takes an input: checks dtype (and rank; -1 = any) and hands out a contiguous tensor, a copy only when needed. */
-sl_status sl__dense(sl_op *op, const sl_tensor *x, const char *argument, sl_dtype dtype, int rank, sl_tensor **out);
-/* A contiguous work tensor that lives until close; zeros if asked. Save it in a node to keep it longer. */
+/* Takes an input: checks dtype (and rank; -1 = any) and hands out a contiguous
+ * tensor, a copy only when needed. */
+sl_status sl__dense(sl_op *op, const sl_tensor *x, const char *argument, sl_dtype dtype, int rank,
+                    sl_tensor **out);
+/* A contiguous work tensor that lives until close; zeros if asked. Save it in a
+ * node to keep it longer. */
 sl_status sl__scratch(sl_op *op, sl_dtype dtype, int rank, const int64_t *shape, sl_tensor **out);
 /* Makes or checks *op->out. */
 sl_status sl__output(sl_op *op, sl_dtype dtype, int rank, const int64_t *shape);
-/* The op ends in the view `view` (taken over, also on failure): *op->out becomes it, or a copy where the caller gave one. */
+/* The op ends in the view `view` (taken over, also on failure): *op->out
+ * becomes it, or a copy where the caller gave one. */
 sl_status sl__output_view(sl_op *op, sl_tensor *view);
 
 /* Appends the node when the op records; fills in the name. */
@@ -45,18 +52,22 @@ sl_status sl__close(sl_op *op, sl_status status);
 
 /* Negative dimensions count from the end. */
 sl_status sl__dim(const char *op, const sl_tensor *x, int dim, int *out);
-/* Every id lies in [low, limit). `counted`, if not NULL, receives how many are >= 0. */
+/* Every id lies in [low, limit). `counted`, if not NULL, receives how many are
+ * >= 0. */
 sl_status sl__check_ids(const char *op, const sl_tensor *ids, int64_t low, int64_t limit, int64_t *counted);
 
-/* Sums a contiguous f32 gradient over the dimensions along which `shape` was broadcast; a new reference. */
+/* Sums a contiguous f32 gradient over the dimensions along which `shape` was
+ * broadcast; a new reference. */
 sl_status sl__reduce_to(sl_tensor *grad, int rank, const int64_t *shape, sl_tensor **out);
 
 sl_status sl__no_kernel(const sl_device *device, const char *kernel);
 /* Runs a kernel of the device; an empty slot fails by name. */
-#define SL_RUN(device, kernel, args) \
-  ((device)->kernels->kernel != NULL ? (device)->kernels->kernel(device, args) : sl__no_kernel(device, #kernel))
+#define SL_RUN(device, kernel, args)                                                                         \
+  ((device)->kernels->kernel != NULL ? (device)->kernels->kernel(device, args)                               \
+                                     : sl__no_kernel(device, #kernel))
 
-/* Tensors are passed as const where only their header is read; nodes keep references. */
+/* Tensors are passed as const where only their header is read; nodes keep
+ * references. */
 static inline sl_tensor *sl__mutable(const sl_tensor *x) { return (sl_tensor *)x; }
 
 #endif

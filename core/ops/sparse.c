@@ -1,4 +1,5 @@
-/* Rows by id (embedding, gather_rows), row-wise selection and the open sparse decoder; see sparse.h and nn.h. */
+/* Rows by id (embedding, gather_rows), row-wise selection and the open sparse
+ * decoder; see sparse.h and nn.h. */
 #include "sparse.h"
 
 #include "nn.h"
@@ -10,9 +11,12 @@
 static sl_status rows_backward(const sl_node *node, sl_tensor *grad, sl_tensor **grads) {
   const sl_tensor *table = node->inputs[0], *ids = node->saved[0];
   SL_TRY(sl_tensor_zeros(sl_tensor_device(grad), SL_F32, 2, table->shape, &grads[0]));
-  sl_embedding_backward_args args = { .dy = sl_tensor_f32(grad), .ids = sl_tensor_data(ids),
-                                      .dtable = sl_tensor_f32(grads[0]), .rows = sl_tensor_count(ids),
-                                      .n = table->shape[1], .table_rows = table->shape[0] };
+  sl_embedding_backward_args args = { .dy = sl_tensor_f32(grad),
+                                      .ids = sl_tensor_data(ids),
+                                      .dtable = sl_tensor_f32(grads[0]),
+                                      .rows = sl_tensor_count(ids),
+                                      .n = table->shape[1],
+                                      .table_rows = table->shape[0] };
   return SL_RUN(sl_tensor_device(grad), embedding_backward, &args);
 }
 
@@ -21,23 +25,30 @@ static sl_status take_rows(sl_op *op, const sl_tensor *table, const sl_tensor *i
   sl_tensor *dense, *dense_ids, *inputs[] = { sl__mutable(table), sl__mutable(ids) };
   SL_TRY(sl__inputs(op, 2, inputs));
   if (table->dtype != SL_F32 && table->dtype != SL_BF16 && table->dtype != SL_F16) {
-    return sl_fail(SL_EDTYPE, "%s: the table is %s, expected f32, bf16 or f16", op->name, sl_dtype_name(table->dtype));
+    return sl_fail(SL_EDTYPE, "%s: the table is %s, expected f32, bf16 or f16", op->name,
+                   sl_dtype_name(table->dtype));
   }
   SL_TRY(sl__dense(op, table, "the table", table->dtype, 2, &dense));
   SL_TRY(sl__dense(op, ids, "ids", SL_I32, ids_rank, &dense_ids));
   SL_TRY(sl__check_ids(op->name, dense_ids, 0, table->shape[0], NULL));
   if (ids->rank == SL_MAX_RANK) {
-    return sl_fail(SL_ESHAPE, "%s: ids %s leave no dimension for the rows", op->name, sl_tensor_shape_text(ids, text));
+    return sl_fail(SL_ESHAPE, "%s: ids %s leave no dimension for the rows", op->name,
+                   sl_tensor_shape_text(ids, text));
   }
   int64_t shape[SL_MAX_RANK];
   for (int i = 0; i < ids->rank; i++) shape[i] = ids->shape[i];
   shape[ids->rank] = table->shape[1];
   SL_TRY(sl__output(op, SL_F32, ids->rank + 1, shape));
-  sl_embedding_args args = { .table = sl_tensor_data(dense), .dtype = table->dtype, .ids = sl_tensor_data(dense_ids),
-                             .y = sl_tensor_f32(*op->out), .rows = sl_tensor_count(ids), .n = table->shape[1] };
+  sl_embedding_args args = { .table = sl_tensor_data(dense),
+                             .dtype = table->dtype,
+                             .ids = sl_tensor_data(dense_ids),
+                             .y = sl_tensor_f32(*op->out),
+                             .rows = sl_tensor_count(ids),
+                             .n = table->shape[1] };
   SL_TRY(SL_RUN(op->device, embedding, &args));
-  sl_node node = { .backward = rows_backward, .n_inputs = 1, .inputs = { inputs[0] }, .n_saved = 1,
-                   .saved = { dense_ids } };
+  sl_node node = {
+    .backward = rows_backward, .n_inputs = 1, .inputs = { inputs[0] }, .n_saved = 1, .saved = { dense_ids }
+  };
   return sl__record(op, &node);
 }
 
@@ -57,9 +68,13 @@ sl_status sl_gather_rows(const sl_tensor *x, const sl_tensor *ids, sl_tensor **o
 static sl_status topk_backward(const sl_node *node, sl_tensor *grad, sl_tensor **grads) {
   const sl_tensor *x = node->inputs[0];
   SL_TRY(sl_tensor_zeros(sl_tensor_device(grad), SL_F32, 2, x->shape, &grads[0]));
-  sl_scatter_axis_args args = { .dy = sl_tensor_f32(grad), .index = sl_tensor_data(node->saved[0]),
-                                .dx = sl_tensor_f32(grads[0]), .outer = x->shape[0], .n = x->shape[1],
-                                .k = grad->shape[1], .inner = 1 };
+  sl_scatter_axis_args args = { .dy = sl_tensor_f32(grad),
+                                .index = sl_tensor_data(node->saved[0]),
+                                .dx = sl_tensor_f32(grads[0]),
+                                .outer = x->shape[0],
+                                .n = x->shape[1],
+                                .k = grad->shape[1],
+                                .inner = 1 };
   return SL_RUN(sl_tensor_device(grad), scatter_axis, &args);
 }
 
@@ -75,10 +90,17 @@ static sl_status topk(sl_op *op, const sl_tensor *x, int64_t k, bool absolute, s
   int64_t shape[2] = { x->shape[0], k };
   SL_TRY(sl__output(op, SL_F32, 2, shape));
   SL_TRY(sl_tensor_output(op->device, SL_I32, 2, shape, indices));
-  sl_topk_rows_args args = { .x = sl_tensor_f32(dense), .rows = shape[0], .n = x->shape[1], .k = k,
-                             .absolute = absolute, .values = sl_tensor_f32(*op->out), .indices = sl_tensor_data(*indices) };
+  sl_topk_rows_args args = { .x = sl_tensor_f32(dense),
+                             .rows = shape[0],
+                             .n = x->shape[1],
+                             .k = k,
+                             .absolute = absolute,
+                             .values = sl_tensor_f32(*op->out),
+                             .indices = sl_tensor_data(*indices) };
   SL_TRY(SL_RUN(op->device, topk_rows, &args));
-  sl_node node = { .backward = topk_backward, .n_inputs = 1, .inputs = { inputs[0] }, .n_saved = 1, .saved = { *indices } };
+  sl_node node = {
+    .backward = topk_backward, .n_inputs = 1, .inputs = { inputs[0] }, .n_saved = 1, .saved = { *indices }
+  };
   return sl__record(op, &node);
 }
 
@@ -102,24 +124,28 @@ static sl_status decode_backward(const sl_node *node, sl_tensor *grad, sl_tensor
   if (node->wants[0]) SL_TRY(sl_tensor_create_like(values, SL_F32, &grads[0]));
   if (node->wants[1]) SL_TRY(sl_tensor_zeros(device, SL_F32, 2, W->shape, &grads[1]));
   if (node->wants[2]) SL_TRY(sl__reduce_to(grad, 1, grad->shape + 1, &grads[2]));
-  sl_sparse_rows_backward_args args = { .values = sl_tensor_f32(values), .indices = sl_tensor_data(node->saved[1]),
-                                        .weight = sl_tensor_f32(W), .dy = sl_tensor_f32(grad),
+  sl_sparse_rows_backward_args args = { .values = sl_tensor_f32(values),
+                                        .indices = sl_tensor_data(node->saved[1]),
+                                        .weight = sl_tensor_f32(W),
+                                        .dy = sl_tensor_f32(grad),
                                         .dvalues = grads[0] != NULL ? sl_tensor_f32(grads[0]) : NULL,
                                         .dweight = grads[1] != NULL ? sl_tensor_f32(grads[1]) : NULL,
-                                        .rows = values->shape[0], .k = values->shape[1], .n = W->shape[1] };
+                                        .rows = values->shape[0],
+                                        .k = values->shape[1],
+                                        .n = W->shape[1] };
   return SL_RUN(device, sparse_rows_backward, &args);
 }
 
-static sl_status check_decode(const sl_op *op, const sl_tensor *values, const sl_tensor *indices, const sl_tensor *W,
-                              const sl_tensor *b) {
+static sl_status check_decode(const sl_op *op, const sl_tensor *values, const sl_tensor *indices,
+                              const sl_tensor *W, const sl_tensor *b) {
   char text[SL_SHAPE_TEXT], other[SL_SHAPE_TEXT];
   if (!sl_tensor_same_shape(values, indices)) {
-    return sl_fail(SL_ESHAPE, "%s: values %s and indices %s differ", op->name, sl_tensor_shape_text(values, text),
-                   sl_tensor_shape_text(indices, other));
+    return sl_fail(SL_ESHAPE, "%s: values %s and indices %s differ", op->name,
+                   sl_tensor_shape_text(values, text), sl_tensor_shape_text(indices, other));
   }
   if (b == NULL || (b->rank == 1 && b->shape[0] == W->shape[1])) return SL_OK;
-  return sl_fail(SL_ESHAPE, "%s: W_dec %s needs b_dec [%lld], not %s", op->name, sl_tensor_shape_text(W, text),
-                 (long long)W->shape[1], sl_tensor_shape_text(b, other));
+  return sl_fail(SL_ESHAPE, "%s: W_dec %s needs b_dec [%lld], not %s", op->name,
+                 sl_tensor_shape_text(W, text), (long long)W->shape[1], sl_tensor_shape_text(b, other));
 }
 
 static sl_status decode(sl_op *op, sl_tensor *const *inputs, const sl_tensor *indices) {
@@ -132,12 +158,20 @@ static sl_status decode(sl_op *op, sl_tensor *const *inputs, const sl_tensor *in
   SL_TRY(check_decode(op, values, ids, W, bias));
   SL_TRY(sl__check_ids(op->name, ids, 0, W->shape[0], NULL));
   SL_TRY(sl__output(op, SL_F32, 2, (int64_t[]){ values->shape[0], W->shape[1] }));
-  sl_sparse_rows_args args = { .values = sl_tensor_f32(values), .indices = sl_tensor_data(ids), .weight = sl_tensor_f32(W),
-                               .bias = bias != NULL ? sl_tensor_f32(bias) : NULL, .y = sl_tensor_f32(*op->out),
-                               .rows = values->shape[0], .k = values->shape[1], .n = W->shape[1] };
+  sl_sparse_rows_args args = { .values = sl_tensor_f32(values),
+                               .indices = sl_tensor_data(ids),
+                               .weight = sl_tensor_f32(W),
+                               .bias = bias != NULL ? sl_tensor_f32(bias) : NULL,
+                               .y = sl_tensor_f32(*op->out),
+                               .rows = values->shape[0],
+                               .k = values->shape[1],
+                               .n = W->shape[1] };
   SL_TRY(SL_RUN(op->device, sparse_rows, &args));
-  sl_node node = { .backward = decode_backward, .n_inputs = 3, .inputs = { inputs[0], inputs[1], inputs[2] },
-                   .n_saved = 3, .saved = { values, ids, W } };
+  sl_node node = { .backward = decode_backward,
+                   .n_inputs = 3,
+                   .inputs = { inputs[0], inputs[1], inputs[2] },
+                   .n_saved = 3,
+                   .saved = { values, ids, W } };
   return sl__record(op, &node);
 }
 
@@ -155,8 +189,10 @@ sl_status sl_normalize_rows_(sl_tensor *W, float eps) {
   SL_TRY(sl__inputs(&op, 1, inputs));
   SL_TRY(sl_tensor_expect(W, op.name, "W", SL_F32, 2));
   if (!sl_tensor_is_contiguous(W)) {
-    return sl_fail(SL_ESHAPE, "%s: %s is a strided view, and it is changed in place; pass the whole matrix", op.name,
-                   sl_tensor_shape_text(W, text));
+    return sl_fail(SL_ESHAPE,
+                   "%s: %s is a strided view, and it is changed in place; pass "
+                   "the whole matrix",
+                   op.name, sl_tensor_shape_text(W, text));
   }
   sl_normalize_rows_args args = { .x = sl_tensor_f32(W), .rows = W->shape[0], .n = W->shape[1], .eps = eps };
   return SL_RUN(op.device, normalize_rows, &args);

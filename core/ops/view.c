@@ -1,4 +1,5 @@
-/* Shape changes that the tape follows: reshape, transpose, slice, select, expand, contiguous, concat, stack. */
+/* Shape changes that the tape follows: reshape, transpose, slice, select,
+ * expand, contiguous, concat, stack. */
 #include "math.h"
 #include "op.h"
 
@@ -16,14 +17,17 @@ static sl_status transpose_backward(const sl_node *node, sl_tensor *grad, sl_ten
   return status;
 }
 
-/* dims: dimension, start, length; length -1 = a selected position, whose dimension is gone. */
+/* dims: dimension, start, length; length -1 = a selected position, whose
+ * dimension is gone. */
 static sl_status slice_backward(const sl_node *node, sl_tensor *grad, sl_tensor **grads) {
   const sl_tensor *x = node->inputs[0];
   sl_tensor *view;
   SL_TRY(sl_tensor_zeros(sl_tensor_device(grad), SL_F32, x->rank, x->shape, &grads[0]));
   int dim = (int)node->dims[0];
-  if (node->dims[2] < 0) SL_TRY(sl_tensor_select(grads[0], dim, node->dims[1], &view));
-  else SL_TRY(sl_tensor_slice(grads[0], dim, node->dims[1], node->dims[2], &view));
+  if (node->dims[2] < 0)
+    SL_TRY(sl_tensor_select(grads[0], dim, node->dims[1], &view));
+  else
+    SL_TRY(sl_tensor_slice(grads[0], dim, node->dims[1], node->dims[2], &view));
   sl_status status = sl_tensor_copy_(view, grad);
   sl_tensor_release(view);
   return status;
@@ -41,7 +45,8 @@ static sl_status copy_backward(const sl_node *node, sl_tensor *grad, sl_tensor *
 
 /* -- Views -- */
 
-/* Hands out `view` as the op's result and records it when x is a float32 on the tape. */
+/* Hands out `view` as the op's result and records it when x is a float32 on the
+ * tape. */
 static sl_status finish(sl_op *op, const sl_tensor *x, sl_tensor *view, sl_node *node) {
   SL_TRY(sl__output_view(op, view));
   node->n_inputs = 1;
@@ -58,11 +63,14 @@ static sl_status open_view(sl_op *op, const sl_tensor *x) {
 static sl_status infer_shape(const sl_tensor *x, int rank, const int64_t *shape, int64_t *out) {
   int64_t known = 1, unknown = -1;
   char from[SL_SHAPE_TEXT], to[SL_SHAPE_TEXT];
-  if (rank < 0 || rank > SL_MAX_RANK) return sl_fail(SL_ESHAPE, "reshape: %d dimensions; 0 to %d can be", rank, SL_MAX_RANK);
+  if (rank < 0 || rank > SL_MAX_RANK)
+    return sl_fail(SL_ESHAPE, "reshape: %d dimensions; 0 to %d can be", rank, SL_MAX_RANK);
   for (int i = 0; i < rank; i++) {
     out[i] = shape[i];
-    if (shape[i] == -1 && unknown < 0) unknown = i;
-    else known *= shape[i];
+    if (shape[i] == -1 && unknown < 0)
+      unknown = i;
+    else
+      known *= shape[i];
   }
   if (unknown < 0) return SL_OK;
   if (known <= 0 || sl_tensor_count(x) % known != 0) {
@@ -179,8 +187,10 @@ static sl_status check_concat(const sl_op *op, int n, sl_tensor *const *xs, int 
     bool fits = xs[i]->rank == xs[0]->rank && xs[i]->dtype == xs[0]->dtype;
     for (int j = 0; fits && j < xs[0]->rank; j++) fits = j == dim || xs[i]->shape[j] == xs[0]->shape[j];
     if (!fits) {
-      return sl_fail(SL_ESHAPE, "%s: part 1 is %s %s, part %d %s %s; they may differ in dimension %d only", op->name,
-                     sl_dtype_name(xs[0]->dtype), sl_tensor_shape_text(xs[0], first), i + 1,
+      return sl_fail(SL_ESHAPE,
+                     "%s: part 1 is %s %s, part %d %s %s; they may differ in "
+                     "dimension %d only",
+                     op->name, sl_dtype_name(xs[0]->dtype), sl_tensor_shape_text(xs[0], first), i + 1,
                      sl_dtype_name(xs[i]->dtype), sl_tensor_shape_text(xs[i], other), dim + 1);
     }
     *total += xs[i]->shape[dim];
@@ -196,7 +206,8 @@ static sl_status concat_parts(sl_op *op, int n, sl_tensor *const *xs, int dim) {
   for (int i = 0; i < xs[0]->rank; i++) shape[i] = i == dim ? total : xs[0]->shape[i];
   SL_TRY(sl__output(op, xs[0]->dtype, xs[0]->rank, shape));
   if (op->records && n > SL_NODE_INPUTS) {
-    return sl_fail(SL_EUNSUPPORTED, "%s: %d parts; the tape follows at most %d at a time", op->name, n, SL_NODE_INPUTS);
+    return sl_fail(SL_EUNSUPPORTED, "%s: %d parts; the tape follows at most %d at a time", op->name, n,
+                   SL_NODE_INPUTS);
   }
   sl_node node = { .backward = concat_backward, .n_inputs = op->records ? n : 0, .dims = { dim } };
   int64_t start = 0;
@@ -252,7 +263,8 @@ sl_status sl_stack(int n, sl_tensor *const *xs, int dim, sl_tensor **out) {
   sl_status status = SL_OK;
   for (int i = 0; i < n && status == SL_OK; i++) {
     status = xs[i]->rank == rank ? with_new_dim(xs[i], at, &parts[i])
-                                 : sl_fail(SL_ESHAPE, "stack: part %d has %d dimensions, part 1 %d", i + 1, xs[i]->rank, rank);
+                                 : sl_fail(SL_ESHAPE, "stack: part %d has %d dimensions, part 1 %d", i + 1,
+                                           xs[i]->rank, rank);
   }
   if (status == SL_OK) status = sl_concat(n, parts, at, out);
   for (int i = 0; i < n; i++) sl_tensor_release(parts[i]);

@@ -1,4 +1,5 @@
-/* Optimisers; see optimizer.h. The arithmetic is in the kernels adam_dense and sgd_dense. */
+/* Optimisers; see optimizer.h. The arithmetic is in the kernels adam_dense and
+ * sgd_dense. */
 #include "optimizer.h"
 
 #include <math.h>
@@ -35,8 +36,8 @@ static int states_each(const sl_optimizer *o) {
 
 static sl_status check_range(const char *name, float value, float low, float high) {
   if (value >= low && value < high) return SL_OK; /* false for NaN */
-  return sl_fail(SL_EINVAL, "optimizer: %s = %g, expected %g <= %s < %g", name, (double)value, (double)low, name,
-                 (double)high);
+  return sl_fail(SL_EINVAL, "optimizer: %s = %g, expected %g <= %s < %g", name, (double)value, (double)low,
+                 name, (double)high);
 }
 
 sl_status sl_optimizer_create(const sl_optimizer_options *options, sl_optimizer **out) {
@@ -78,7 +79,8 @@ static sl_status check_parameter(const sl_optimizer *o, const char *name, const 
                    sl_tensor_shape_text(parameter, text));
   }
   for (int i = 0; i < o->n; i++) {
-    if (strcmp(o->slots[i].name, name) == 0) return sl_fail(SL_EINVAL, "optimizer: %s was added before", name);
+    if (strcmp(o->slots[i].name, name) == 0)
+      return sl_fail(SL_EINVAL, "optimizer: %s was added before", name);
   }
   return SL_OK;
 }
@@ -87,7 +89,8 @@ static sl_status make_state(slot *s, int i, const char *suffix) {
   size_t size = strlen(s->name) + strlen(suffix) + 2;
   SL_TRY(sl_mem_alloc(size, "a state name", (void **)&s->state_names[i]));
   snprintf(s->state_names[i], size, "%s.%s", s->name, suffix);
-  return sl_tensor_zeros(sl_tensor_device(s->parameter), SL_F32, s->parameter->rank, s->parameter->shape, &s->states[i]);
+  return sl_tensor_zeros(sl_tensor_device(s->parameter), SL_F32, s->parameter->rank, s->parameter->shape,
+                         &s->states[i]);
 }
 
 static sl_status fill_slot(const sl_optimizer *o, slot *s, const char *name) {
@@ -96,7 +99,8 @@ static sl_status fill_slot(const sl_optimizer *o, slot *s, const char *name) {
   return SL_OK;
 }
 
-sl_status sl_optimizer_add(sl_optimizer *o, const char *name, sl_tensor *parameter, float lr_scale, bool decay) {
+sl_status sl_optimizer_add(sl_optimizer *o, const char *name, sl_tensor *parameter, float lr_scale,
+                           bool decay) {
   SL_TRY(check_parameter(o, name, parameter));
   if (o->n == o->capacity) {
     int capacity = o->capacity > 0 ? 2 * o->capacity : 16;
@@ -105,8 +109,10 @@ sl_status sl_optimizer_add(sl_optimizer *o, const char *name, sl_tensor *paramet
   }
   slot s = { .parameter = sl_tensor_retain(parameter), .lr_scale = lr_scale, .decay = decay };
   sl_status status = fill_slot(o, &s, name);
-  if (status == SL_OK) o->slots[o->n++] = s;
-  else clear_slot(&s);
+  if (status == SL_OK)
+    o->slots[o->n++] = s;
+  else
+    clear_slot(&s);
   return status;
 }
 
@@ -119,21 +125,33 @@ static sl_status adam_step(const sl_optimizer *o, const slot *s, float lr, float
   sl_device *device = sl_tensor_device(s->parameter);
   float decay = s->decay ? o->options.weight_decay : 0;
   bool decoupled = o->options.kind == SL_OPTIMIZER_ADAMW;
-  sl_adam_dense_args args = { .w = sl_tensor_f32(s->parameter), .m = sl_tensor_f32(s->states[0]),
-                              .v = sl_tensor_f32(s->states[1]), .g = sl_tensor_f32(s->parameter->grad),
-                              .n = sl_tensor_count(s->parameter), .lr = lr * s->lr_scale, .beta1 = o->options.beta1,
-                              .beta2 = o->options.beta2, .eps = o->options.eps, .weight_decay = decoupled ? decay : 0,
-                              .l2 = decoupled ? 0 : decay, .grad_scale = grad_scale, .step = o->steps };
+  sl_adam_dense_args args = { .w = sl_tensor_f32(s->parameter),
+                              .m = sl_tensor_f32(s->states[0]),
+                              .v = sl_tensor_f32(s->states[1]),
+                              .g = sl_tensor_f32(s->parameter->grad),
+                              .n = sl_tensor_count(s->parameter),
+                              .lr = lr * s->lr_scale,
+                              .beta1 = o->options.beta1,
+                              .beta2 = o->options.beta2,
+                              .eps = o->options.eps,
+                              .weight_decay = decoupled ? decay : 0,
+                              .l2 = decoupled ? 0 : decay,
+                              .grad_scale = grad_scale,
+                              .step = o->steps };
   if (device->kernels->adam_dense == NULL) return no_kernel(device, "adam_dense");
   return device->kernels->adam_dense(device, &args);
 }
 
 static sl_status sgd_step(const sl_optimizer *o, const slot *s, float lr, float grad_scale) {
   sl_device *device = sl_tensor_device(s->parameter);
-  sl_sgd_dense_args args = { .w = sl_tensor_f32(s->parameter), .v = s->states[0] ? sl_tensor_f32(s->states[0]) : NULL,
-                             .g = sl_tensor_f32(s->parameter->grad), .n = sl_tensor_count(s->parameter),
-                             .lr = lr * s->lr_scale, .momentum = o->options.momentum,
-                             .weight_decay = s->decay ? o->options.weight_decay : 0, .grad_scale = grad_scale };
+  sl_sgd_dense_args args = { .w = sl_tensor_f32(s->parameter),
+                             .v = s->states[0] ? sl_tensor_f32(s->states[0]) : NULL,
+                             .g = sl_tensor_f32(s->parameter->grad),
+                             .n = sl_tensor_count(s->parameter),
+                             .lr = lr * s->lr_scale,
+                             .momentum = o->options.momentum,
+                             .weight_decay = s->decay ? o->options.weight_decay : 0,
+                             .grad_scale = grad_scale };
   if (device->kernels->sgd_dense == NULL) return no_kernel(device, "sgd_dense");
   return device->kernels->sgd_dense(device, &args);
 }
@@ -143,8 +161,10 @@ sl_status sl_optimizer_step(sl_optimizer *o, float lr, float grad_scale) {
   o->steps++;
   for (int i = 0; i < o->n; i++) {
     if (o->slots[i].parameter->grad == NULL) continue;
-    if (o->options.kind == SL_OPTIMIZER_SGD) SL_TRY(sgd_step(o, &o->slots[i], lr, grad_scale));
-    else SL_TRY(adam_step(o, &o->slots[i], lr, grad_scale));
+    if (o->options.kind == SL_OPTIMIZER_SGD)
+      SL_TRY(sgd_step(o, &o->slots[i], lr, grad_scale));
+    else
+      SL_TRY(adam_step(o, &o->slots[i], lr, grad_scale));
   }
   return SL_OK;
 }
@@ -190,7 +210,8 @@ sl_status sl_grad_norm(int n, sl_tensor *const *parameters, double *norm) {
 
 sl_status sl_clip_grad_norm(int n, sl_tensor *const *parameters, double max_norm, double *norm) {
   double before;
-  if (!(max_norm > 0)) return sl_fail(SL_EINVAL, "clip_grad_norm: max_norm = %g, expected more than 0", max_norm);
+  if (!(max_norm > 0))
+    return sl_fail(SL_EINVAL, "clip_grad_norm: max_norm = %g, expected more than 0", max_norm);
   SL_TRY(sl_grad_norm(n, parameters, &before));
   if (norm != NULL) *norm = before;
   if (!isfinite(before) || before <= max_norm) return SL_OK;
@@ -198,8 +219,11 @@ sl_status sl_clip_grad_norm(int n, sl_tensor *const *parameters, double max_norm
     const sl_tensor *grad = parameters[i]->grad;
     if (grad == NULL) continue;
     sl_device *device = sl_tensor_device(grad);
-    sl_unary_args args = { .op = SL_UNARY_MUL_SCALAR, .p = (float)(max_norm / before), .x = sl_tensor_f32(grad),
-                           .y = sl_tensor_f32(grad), .n = sl_tensor_count(grad) };
+    sl_unary_args args = { .op = SL_UNARY_MUL_SCALAR,
+                           .p = (float)(max_norm / before),
+                           .x = sl_tensor_f32(grad),
+                           .y = sl_tensor_f32(grad),
+                           .n = sl_tensor_count(grad) };
     if (device->kernels->unary == NULL) return no_kernel(device, "unary");
     SL_TRY(device->kernels->unary(device, &args));
   }

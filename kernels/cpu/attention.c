@@ -1,7 +1,9 @@
-/* Exact multi-head attention and its backward. The scores of one block of queries, [block, keys], live in one
- * thread's cache and nowhere else; the two products of a block are single-threaded oneDNN calls.
- * Backward after Dao et al., "FlashAttention", arXiv 2205.14135, appendix B: the weights are recomputed from the
- * log-sum-exp; one thread owns all of a (batch, head), so the sums over queries have one order. */
+/* Exact multi-head attention and its backward. The scores of one block of
+ * queries, [block, keys], live in one thread's cache and nowhere else; the two
+ * products of a block are single-threaded oneDNN calls. Backward after Dao et
+ * al., "FlashAttention", arXiv 2205.14135, appendix B: the weights are
+ * recomputed from the log-sum-exp; one thread owns all of a (batch, head), so
+ * the sums over queries have one order. */
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 #include <string.h>
@@ -21,12 +23,15 @@ SLK_HOT static void hide_keys(float *row, const uint8_t *mask, int64_t n) {
   SLK_SIMD for (int64_t i = 0; i < n; i++) row[i] = mask[i] != 0 ? row[i] : -INFINITY;
 }
 
-/* Scores -> exp(score - max), the entries from `visible` to `keys` zero. Returns the sum, 0 for a fully masked row. */
+/* Scores -> exp(score - max), the entries from `visible` to `keys` zero.
+ * Returns the sum, 0 for a fully masked row. */
 SLK_HOT static float weigh_row(float *row, const uint8_t *mask, int64_t visible, int64_t keys, float *lse) {
   if (mask != NULL) hide_keys(row, mask, visible);
   float best = slk_row_max(row, visible), sum = 0;
-  if (best == -INFINITY) visible = 0;
-  else sum = slk_row_exp_sum(row, row, visible, 1.0f, best);
+  if (best == -INFINITY)
+    visible = 0;
+  else
+    sum = slk_row_exp_sum(row, row, visible, 1.0f, best);
   for (int64_t i = visible; i < keys; i++) row[i] = 0;
   *lse = sum > 0 ? best + logf(sum) : INFINITY; /* infinity: every weight of the row recomputes to 0 */
   return sum;
@@ -37,13 +42,22 @@ SLK_HOT static void scale_row(const float *x, float *y, float factor, int64_t n)
 }
 
 /* C [m, n] = alpha op(A) op(B) + beta C, on this thread. */
-typedef struct { char a, b; } transposes;
-static int multiply(transposes t, const int64_t mnk[3], const float *a, int64_t lda, const float *b, int64_t ldb,
-                    const float alpha_beta[2], float *c, int64_t ldc) {
-  return dnnl_sgemm(t.a, t.b, mnk[0], mnk[1], mnk[2], alpha_beta[0], a, lda, b, ldb, alpha_beta[1], c, ldc) != dnnl_success;
+typedef struct {
+  char op_a, op_b; /* 'N' or 'T' */
+  int64_t m, n, k;
+  const float *a, *b;
+  float *c;
+  int64_t lda, ldb, ldc;
+  float alpha, beta;
+} product;
+
+static int multiply(product p) {
+  return dnnl_sgemm(p.op_a, p.op_b, p.m, p.n, p.k, p.alpha, p.a, p.lda, p.b, p.ldb, p.beta, p.c, p.ldc) !=
+         dnnl_success;
 }
 
-/* Where head h of batch b starts in a [batch, tokens, heads * head_dim] matrix with row stride ld. */
+/* Where head h of batch b starts in a [batch, tokens, heads * head_dim] matrix
+ * with row stride ld. */
 static int64_t head_offset(const sl_attention_args *a, int64_t batch, int64_t head, int64_t ld) {
   return batch * a->tokens * ld + head * a->head_dim;
 }
@@ -60,8 +74,8 @@ static int forward_block(const sl_attention_args *a, int64_t pair, int64_t from,
   float inverse[128]; /* 1 / row sum; sl_attention_block is at most 128 */
   int failures = 0;
   if (keys > 0) {
-    failures += multiply((transposes){ 'N', 'T' }, (int64_t[]){ rows, keys, a->head_dim }, q, a->ld_q, k, a->ld_k,
-                         (float[]){ a->scale, 0 }, tile, keys);
+    failures += multiply((product){ 'N', 'T', rows, keys, a->head_dim, .a = q, .lda = a->ld_q, .b = k,
+                                    .ldb = a->ld_k, .c = tile, .ldc = keys, .alpha = a->scale, .beta = 0 });
   }
   for (int64_t i = 0; i < rows; i++) {
     float lse, *row = tile + i * keys;
@@ -76,13 +90,15 @@ static int forward_block(const sl_attention_args *a, int64_t pair, int64_t from,
     }
   }
   if (keys > 0) {
-    failures += multiply((transposes){ 'N', 'N' }, (int64_t[]){ rows, a->head_dim, keys }, tile, keys, v, a->ld_v,
-                         (float[]){ 1, 0 }, out, a->ld_out);
+    failures += multiply((product){ 'N', 'N', rows, a->head_dim, keys, .a = tile, .lda = keys, .b = v,
+                                    .ldb = a->ld_v, .c = out, .ldc = a->ld_out, .alpha = 1, .beta = 0 });
   }
   for (int64_t i = 0; i < rows; i++) {
     float *row = out + i * a->ld_out;
-    if (inverse[i] == 0) memset(row, 0, (size_t)a->head_dim * sizeof *row);
-    else scale_row(row, row, inverse[i], a->head_dim);
+    if (inverse[i] == 0)
+      memset(row, 0, (size_t)a->head_dim * sizeof *row);
+    else
+      scale_row(row, row, inverse[i], a->head_dim);
   }
   return failures;
 }
@@ -91,32 +107,40 @@ static int forward_block(const sl_attention_args *a, int64_t pair, int64_t from,
 static int count_workers(const sl_attention_args *a, bool backward, int64_t jobs) {
   int64_t each = sl_attention_workspace(a->tokens, 1, backward);
   int64_t workers = slk_min(slk_min(a->workspace_size / each, omp_get_max_threads()), jobs);
-  return (int)(a->batch * a->heads * a->tokens * a->tokens * a->head_dim < SLK_PARALLEL_MIN ? slk_min(workers, 1) : workers);
+  return (int)(a->batch * a->heads * a->tokens * a->tokens * a->head_dim < SLK_PARALLEL_MIN
+                   ? slk_min(workers, 1)
+                   : workers);
 }
 
 static sl_status small_workspace(sl_device *device, const sl_attention_args *a, bool backward) {
-  return sl_fail(SL_EINVAL, "attention on %s: a workspace of %lld floats; %lld tokens need at least %lld", device->name,
-                 (long long)a->workspace_size, (long long)a->tokens,
+  return sl_fail(SL_EINVAL,
+                 "attention on %s: a workspace of %lld floats; %lld tokens "
+                 "need at least %lld",
+                 device->name, (long long)a->workspace_size, (long long)a->tokens,
                  (long long)sl_attention_workspace(a->tokens, 1, backward));
 }
 
 sl_status slk_cpu_attention(sl_device *device, const sl_attention_args *args) {
   const int64_t block = sl_attention_block(args->tokens), blocks = slk_ceil_div(args->tokens, block);
-  const int64_t jobs = args->batch * args->heads * blocks, each = sl_attention_workspace(args->tokens, 1, false);
+  const int64_t jobs = args->batch * args->heads * blocks,
+                each = sl_attention_workspace(args->tokens, 1, false);
   if (jobs == 0) return SL_OK;
   const int workers = count_workers(args, false, jobs);
   if (workers < 1) return small_workspace(device, args, false);
   int failures = 0;
 #pragma omp parallel for schedule(dynamic) num_threads(workers) reduction(+ : failures)
   for (int64_t job = 0; job < jobs; job++) {
-    failures += forward_block(args, job / blocks, job % blocks * block, args->workspace + omp_get_thread_num() * each);
+    failures += forward_block(args, job / blocks, job % blocks * block,
+                              args->workspace + omp_get_thread_num() * each);
   }
-  return failures == 0 ? SL_OK : sl_fail(SL_EDEVICE, "attention on %s: oneDNN refused a product", device->name);
+  return failures == 0 ? SL_OK
+                       : sl_fail(SL_EDEVICE, "attention on %s: oneDNN refused a product", device->name);
 }
 
 /* -- Backward -- */
 
-/* Recomputes the weights of one row in place: exp(score - lse), 0 where hidden. */
+/* Recomputes the weights of one row in place: exp(score - lse), 0 where hidden.
+ */
 SLK_HOT static void weights_row(float *row, const uint8_t *mask, int64_t visible, int64_t keys, float lse) {
   if (mask != NULL) hide_keys(row, mask, visible);
   SLK_SIMD for (int64_t i = 0; i < visible; i++) row[i] = slk_exp(row[i] - lse);
@@ -135,7 +159,8 @@ SLK_HOT static void slope_row(const float *weights, float *slopes, float delta, 
   SLK_SIMD for (int64_t i = 0; i < n; i++) slopes[i] = weights[i] * (slopes[i] - delta);
 }
 
-static int backward_block(const sl_attention_backward_args *g, int64_t pair, int64_t from, int64_t keys, float *weights) {
+static int backward_block(const sl_attention_backward_args *g, int64_t pair, int64_t from, int64_t keys,
+                          float *weights) {
   const sl_attention_args *a = &g->forward;
   const int64_t b = pair / a->heads, h = pair % a->heads, t = a->tokens, d = a->head_dim;
   const int64_t rows = slk_min(sl_attention_block(t), t - from);
@@ -145,12 +170,11 @@ static int backward_block(const sl_attention_backward_args *g, int64_t pair, int
   const int64_t at_out = head_offset(a, b, h, a->ld_out) + from * a->ld_out;
   const float *dout = g->dout + at_out, *out = a->out + at_out;
   const uint8_t *mask = a->mask != NULL ? a->mask + b * t : NULL;
-  const float first[] = { 1, g->accumulate ? 1.0f : 0.0f }, add[] = { 1, 1 };
   int failures = 0;
-  failures += multiply((transposes){ 'N', 'T' }, (int64_t[]){ rows, keys, d }, q, a->ld_q, k, a->ld_k,
-                       (float[]){ a->scale, 0 }, weights, keys);
-  failures += multiply((transposes){ 'N', 'T' }, (int64_t[]){ rows, keys, d }, dout, a->ld_out, v, a->ld_v,
-                       (float[]){ 1, 0 }, slopes, keys);
+  failures += multiply((product){ 'N', 'T', rows, keys, d, .a = q, .lda = a->ld_q, .b = k, .ldb = a->ld_k,
+                                  .c = weights, .ldc = keys, .alpha = a->scale, .beta = 0 });
+  failures += multiply((product){ 'N', 'T', rows, keys, d, .a = dout, .lda = a->ld_out, .b = v,
+                                  .ldb = a->ld_v, .c = slopes, .ldc = keys, .alpha = 1, .beta = 0 });
   for (int64_t i = 0; i < rows; i++) {
     int64_t visible = a->causal ? slk_min(keys, from + i + 1) : keys;
     weights_row(weights + i * keys, mask, visible, keys, a->lse[pair * t + from + i]);
@@ -159,12 +183,13 @@ static int backward_block(const sl_attention_backward_args *g, int64_t pair, int
   }
   float *dq = g->dq + head_offset(a, b, h, g->ld_dq) + from * g->ld_dq;
   float *dk = g->dk + head_offset(a, b, h, g->ld_dk), *dv = g->dv + head_offset(a, b, h, g->ld_dv);
-  failures += multiply((transposes){ 'N', 'N' }, (int64_t[]){ rows, d, keys }, slopes, keys, k, a->ld_k,
-                       (float[]){ a->scale, first[1] }, dq, g->ld_dq);
-  failures += multiply((transposes){ 'T', 'N' }, (int64_t[]){ keys, d, rows }, slopes, keys, q, a->ld_q,
-                       (float[]){ a->scale, 1 }, dk, g->ld_dk);
-  failures += multiply((transposes){ 'T', 'N' }, (int64_t[]){ keys, d, rows }, weights, keys, dout, a->ld_out, add, dv,
-                       g->ld_dv);
+  failures +=
+      multiply((product){ 'N', 'N', rows, d, keys, .a = slopes, .lda = keys, .b = k, .ldb = a->ld_k, .c = dq,
+                          .ldc = g->ld_dq, .alpha = a->scale, .beta = g->accumulate ? 1.0f : 0.0f });
+  failures += multiply((product){ 'T', 'N', keys, d, rows, .a = slopes, .lda = keys, .b = q, .ldb = a->ld_q,
+                                  .c = dk, .ldc = g->ld_dk, .alpha = a->scale, .beta = 1 });
+  failures += multiply((product){ 'T', 'N', keys, d, rows, .a = weights, .lda = keys, .b = dout,
+                                  .ldb = a->ld_out, .c = dv, .ldc = g->ld_dv, .alpha = 1, .beta = 1 });
   return failures;
 }
 
@@ -174,7 +199,8 @@ static void zero_head(const sl_attention_args *a, float *x, int64_t ld) {
 
 static int backward_head(const sl_attention_backward_args *g, int64_t pair, float *workspace) {
   const sl_attention_args *a = &g->forward;
-  const int64_t b = pair / a->heads, h = pair % a->heads, keys = count_keys(a, b), block = sl_attention_block(a->tokens);
+  const int64_t b = pair / a->heads, h = pair % a->heads, keys = count_keys(a, b),
+                block = sl_attention_block(a->tokens);
   if (!g->accumulate) {
     zero_head(a, g->dk + head_offset(a, b, h, g->ld_dk), g->ld_dk);
     zero_head(a, g->dv + head_offset(a, b, h, g->ld_dv), g->ld_dv);
@@ -199,5 +225,6 @@ sl_status slk_cpu_attention_backward(sl_device *device, const sl_attention_backw
   for (int64_t pair = 0; pair < pairs; pair++) {
     failures += backward_head(args, pair, a->workspace + omp_get_thread_num() * each);
   }
-  return failures == 0 ? SL_OK : sl_fail(SL_EDEVICE, "attention on %s: oneDNN refused a product", device->name);
+  return failures == 0 ? SL_OK
+                       : sl_fail(SL_EDEVICE, "attention on %s: oneDNN refused a product", device->name);
 }

@@ -1,8 +1,10 @@
-/* Shared by the CPU kernels: their prototypes, the multi-versioning attribute, work splitting.
+/* Shared by the CPU kernels: their prototypes, the multi-versioning attribute,
+ * work splitting.
  *
- * House pattern of a CPU kernel: slk_cpu_<name> splits the work over OpenMP threads and calls a static SLK_HOT
- * function on each part; the compiler makes one SLK_HOT version per instruction set and the loader picks. How work
- * is cut never depends on the number of threads, so the results do not either. */
+ * House pattern of a CPU kernel: slk_cpu_<name> splits the work over OpenMP
+ * threads and calls a static SLK_HOT function on each part; the compiler makes
+ * one SLK_HOT version per instruction set and the loader picks. How work is cut
+ * never depends on the number of threads, so the results do not either. */
 #ifndef SLK_CPU_H
 #define SLK_CPU_H
 
@@ -26,21 +28,25 @@ static inline int64_t slk_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t slk_max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t slk_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* A strided view with unit axes dropped and neighbouring axes joined where all operands allow it. */
+/* A strided view with unit axes dropped and neighbouring axes joined where all
+ * operands allow it. */
 typedef struct {
   int rank;
   int64_t shape[SL_MAX_RANK];
   int64_t strides[2][SL_MAX_RANK];
 } slk_view;
 
-/* Joins the axes of one or two operands (`b` may be NULL). Rank is at least 1 afterwards. */
-static inline void slk_view_join(slk_view *view, int rank, const int64_t *shape, const int64_t *a, const int64_t *b) {
+/* Joins the axes of one or two operands (`b` may be NULL). Rank is at least 1
+ * afterwards. */
+static inline void slk_view_join(slk_view *view, int rank, const int64_t *shape, const int64_t *a,
+                                 const int64_t *b) {
   view->rank = 0;
   for (int i = 0; i < rank; i++) {
     if (shape[i] == 1) continue;
     int64_t stride_a = a[i], stride_b = b != NULL ? b[i] : 0;
     int last = view->rank - 1;
-    if (last >= 0 && view->strides[0][last] == stride_a * shape[i] && view->strides[1][last] == stride_b * shape[i]) {
+    if (last >= 0 && view->strides[0][last] == stride_a * shape[i] &&
+        view->strides[1][last] == stride_b * shape[i]) {
       view->shape[last] *= shape[i];
     } else {
       last = view->rank++;
@@ -62,7 +68,8 @@ static inline int64_t slk_view_size(const slk_view *view) {
   return n;
 }
 
-/* Offsets of both operands at position `index` of the first `rank` axes, counted row-major. */
+/* Offsets of both operands at position `index` of the first `rank` axes,
+ * counted row-major. */
 static inline void slk_view_offsets(const slk_view *view, int rank, int64_t index, int64_t offsets[2]) {
   offsets[0] = offsets[1] = 0;
   for (int i = rank - 1; i >= 0; i--) {
@@ -74,7 +81,8 @@ static inline void slk_view_offsets(const slk_view *view, int rank, int64_t inde
 }
 
 /* Prototypes of every CPU kernel, from the list. */
-#define X(name, meaning, deterministic) sl_status slk_cpu_##name(sl_device *device, const sl_##name##_args *args);
+#define X(name, meaning, deterministic)                                                                      \
+  sl_status slk_cpu_##name(sl_device *device, const sl_##name##_args *args);
 SL_KERNELS(X)
 #undef X
 

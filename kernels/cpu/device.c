@@ -1,4 +1,5 @@
-/* The CPU device: aligned blocks of host memory, huge pages for the large ones. Owns no memory itself. */
+/* The CPU device: aligned blocks of host memory, huge pages for the large ones.
+ * Owns no memory itself. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +12,8 @@
 enum { alignment = 64 };
 static const size_t huge_page = (size_t)2 << 20;
 
-/* Large blocks are aligned to huge pages: fewer TLB misses in strided passes, fewer page faults on first touch. */
+/* Large blocks are aligned to huge pages: fewer TLB misses in strided passes,
+ * fewer page faults on first touch. */
 static sl_status cpu_alloc(sl_device *device, size_t bytes, void **out) {
   size_t align = bytes >= 2 * huge_page ? huge_page : alignment;
   void *data = NULL;
@@ -20,7 +22,8 @@ static sl_status cpu_alloc(sl_device *device, size_t bytes, void **out) {
     return sl_fail(SL_ENOMEM, "%s: out of memory: cannot allocate %zu bytes", device->name, bytes);
   }
 #ifdef MADV_HUGEPAGE
-  if (align == huge_page) (void)madvise(data, bytes & ~(huge_page - 1), MADV_HUGEPAGE); /* a hint: failing is fine */
+  if (align == huge_page)
+    (void)madvise(data, bytes & ~(huge_page - 1), MADV_HUGEPAGE); /* a hint: failing is fine */
 #endif
   *out = data;
   return SL_OK;
@@ -48,7 +51,8 @@ static sl_status cpu_sync(sl_device *device) {
   return SL_OK;
 }
 
-/* What the kernel says can be had without swapping; where /proc is missing, the free pages. */
+/* What the kernel says can be had without swapping; where /proc is missing, the
+ * free pages. */
 static sl_status cpu_memory_info(sl_device *device, sl_memory_info *out) {
   (void)device;
   size_t page = (size_t)sysconf(_SC_PAGESIZE);
@@ -71,19 +75,20 @@ static const char *cpu_last_error(sl_device *device) {
 }
 
 static const sl_device_table cpu_functions = {
-    .alloc = cpu_alloc,
-    .free = cpu_free,
-    .copy = cpu_copy,
-    .copy_from_host = cpu_copy,
-    .copy_to_host = cpu_copy,
-    .fill = cpu_fill,
-    .sync = cpu_sync,
-    .memory_info = cpu_memory_info,
-    .last_error = cpu_last_error,
+  .alloc = cpu_alloc,
+  .free = cpu_free,
+  .copy = cpu_copy,
+  .copy_from_host = cpu_copy,
+  .copy_to_host = cpu_copy,
+  .fill = cpu_fill,
+  .sync = cpu_sync,
+  .memory_info = cpu_memory_info,
+  .last_error = cpu_last_error,
 };
 
 sl_device *sl_cpu_device(void) {
   static sl_device device = {
-      .name = "cpu", .host_memory = true, .table = &cpu_functions, .kernels = &slk_cpu_kernels, .state = NULL};
+    .name = "cpu", .host_memory = true, .table = &cpu_functions, .kernels = &slk_cpu_kernels, .state = NULL
+  };
   return &device;
 }

@@ -33,7 +33,8 @@ sl_status slk_cpu_embedding(sl_device *device, const sl_embedding_args *args) {
   return SL_OK;
 }
 
-/* Columns [from, from + width) of all rows in order: one owner per column, so ids may repeat without races. */
+/* Columns [from, from + width) of all rows in order: one owner per column, so
+ * ids may repeat without races. */
 SLK_HOT static void add_slab(const sl_embedding_backward_args *a, int64_t from, int64_t width) {
   for (int64_t row = 0; row < a->rows; row++) {
     const float *dy = a->dy + row * a->n + from;

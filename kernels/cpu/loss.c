@@ -4,7 +4,8 @@
 #include "cpu.h"
 #include "rows.h"
 
-/* log sum exp(x - *best); the two parts stay apart so that huge logits keep their differences. */
+/* log sum exp(x - *best); the two parts stay apart so that huge logits keep
+ * their differences. */
 SLK_HOT static float log_sum(const float *x, int64_t n, float *best) {
   *best = slk_row_max(x, n);
   return logf(slk_row_exp_sum(x, NULL, n, 1.0f, *best));

@@ -1,14 +1,18 @@
-/* Layer normalisation over rows, with the residual addition fused in, and its backward.
- * Source: Ba, Kiros, Hinton, "Layer Normalization", arXiv 1607.06450; population variance as every library has it. */
+/* Layer normalisation over rows, with the residual addition fused in, and its
+ * backward. Source: Ba, Kiros, Hinton, "Layer Normalization", arXiv 1607.06450;
+ * population variance as every library has it. */
 #include <math.h>
 
 #include "cpu.h"
 
 enum { slab = 64, row_piece = 16 };
 
-typedef struct { float mean, rstd; } row_stats;
+typedef struct {
+  float mean, rstd;
+} row_stats;
 
-/* One row; the sum is parked in y, which is in cache for the second and third sweep. */
+/* One row; the sum is parked in y, which is in cache for the second and third
+ * sweep. */
 SLK_HOT static row_stats normalise_row(const sl_layernorm_args *a, int64_t row) {
   const int64_t n = a->n;
   const float *x = a->x + row * n, *residual = a->residual != NULL ? a->residual + row * n : NULL;
@@ -26,7 +30,8 @@ SLK_HOT static row_stats normalise_row(const sl_layernorm_args *a, int64_t row) 
     SLK_SIMD for (int64_t i = 0; i < n; i++) kept[i] = y[i];
   }
   const float mean = total / (float)n;
-  /* Centred squares in a sweep of their own: E[x^2] - mean^2 cancels when the mean is large. */
+  /* Centred squares in a sweep of their own: E[x^2] - mean^2 cancels when the
+   * mean is large. */
 #pragma omp simd reduction(+ : squares)
   for (int64_t i = 0; i < n; i++) squares += (y[i] - mean) * (y[i] - mean);
   const float rstd = 1.0f / sqrtf(squares / (float)n + a->eps);
@@ -61,15 +66,16 @@ SLK_HOT static void backward_row(const sl_layernorm_backward_args *a, int64_t ro
   }
   const float mean_g = sum_g / (float)n, mean_gh = sum_gh / (float)n, keep = a->accumulate ? 1.0f : 0.0f;
   if (keep != 0) {
-    SLK_SIMD for (int64_t i = 0; i < n; i++)
-      ds[i] += rstd * (dy[i] * weight[i] - mean_g - (s[i] - mean) * rstd * mean_gh);
+    SLK_SIMD for (int64_t i = 0; i < n; i++) ds[i] +=
+        rstd * (dy[i] * weight[i] - mean_g - (s[i] - mean) * rstd * mean_gh);
   } else {
-    SLK_SIMD for (int64_t i = 0; i < n; i++)
-      ds[i] = rstd * (dy[i] * weight[i] - mean_g - (s[i] - mean) * rstd * mean_gh);
+    SLK_SIMD for (int64_t i = 0; i < n; i++) ds[i] =
+        rstd * (dy[i] * weight[i] - mean_g - (s[i] - mean) * rstd * mean_gh);
   }
 }
 
-/* The parameter gradients of columns [from, from + width): one owner per column, rows in order, float64 sums. */
+/* The parameter gradients of columns [from, from + width): one owner per
+ * column, rows in order, float64 sums. */
 SLK_HOT static void backward_slab(const sl_layernorm_backward_args *a, int64_t from, int64_t width) {
   double dweight[slab] = { 0 }, dbias[slab] = { 0 };
   for (int64_t row = 0; row < a->rows; row++) {
@@ -81,7 +87,8 @@ SLK_HOT static void backward_slab(const sl_layernorm_backward_args *a, int64_t f
     }
   }
   for (int64_t j = 0; j < width; j++) {
-    if (a->dweight != NULL) a->dweight[from + j] = (float)dweight[j] + (a->accumulate ? a->dweight[from + j] : 0.0f);
+    if (a->dweight != NULL)
+      a->dweight[from + j] = (float)dweight[j] + (a->accumulate ? a->dweight[from + j] : 0.0f);
     if (a->dbias != NULL) a->dbias[from + j] = (float)dbias[j] + (a->accumulate ? a->dbias[from + j] : 0.0f);
   }
 }
@@ -91,7 +98,8 @@ sl_status slk_cpu_layernorm_backward(sl_device *device, const sl_layernorm_backw
   bool wide = args->rows * args->n >= SLK_PARALLEL_MIN;
   if (args->dweight != NULL || args->dbias != NULL) {
 #pragma omp parallel for schedule(static) if (wide)
-    for (int64_t from = 0; from < args->n; from += slab) backward_slab(args, from, slk_min(slab, args->n - from));
+    for (int64_t from = 0; from < args->n; from += slab)
+      backward_slab(args, from, slk_min(slab, args->n - from));
   }
   if (args->ds == NULL) return SL_OK;
 #pragma omp parallel for schedule(static) if (wide)

@@ -1,12 +1,14 @@
-/* Adam, AdamW and SGD on whole tensors, one pass each. Sources: Kingma and Ba, arXiv 1412.6980; Loshchilov and Hutter, arXiv
- * 1711.05101. The bias corrections follow PyTorch: sqrt(v / (1 - b2^t)) + eps. */
+/* Adam, AdamW and SGD on whole tensors, one pass each. Sources: Kingma and Ba,
+ * arXiv 1412.6980; Loshchilov and Hutter, arXiv 1711.05101. The bias
+ * corrections follow PyTorch: sqrt(v / (1 - b2^t)) + eps. */
 #include <math.h>
 
 #include "cpu.h"
 
 enum { piece = 16384 };
 
-SLK_HOT static void adam_range(const sl_adam_dense_args *a, float rate, float root, int64_t from, int64_t to) {
+SLK_HOT static void adam_range(const sl_adam_dense_args *a, float rate, float root, int64_t from,
+                               int64_t to) {
   float *w = a->w, *m = a->m, *v = a->v;
   const float *g = a->g;
   const float b1 = a->beta1, b2 = a->beta2, eps = a->eps, scale = a->grad_scale, l2 = a->l2;
@@ -27,7 +29,8 @@ sl_status slk_cpu_adam_dense(sl_device *device, const sl_adam_dense_args *args) 
   float rate = (float)((double)args->lr / (1.0 - pow((double)args->beta1, t)));
   float root = (float)(1.0 / sqrt(1.0 - pow((double)args->beta2, t)));
 #pragma omp parallel for schedule(static) if (args->n >= SLK_PARALLEL_MIN)
-  for (int64_t from = 0; from < args->n; from += piece) adam_range(args, rate, root, from, slk_min(from + piece, args->n));
+  for (int64_t from = 0; from < args->n; from += piece)
+    adam_range(args, rate, root, from, slk_min(from + piece, args->n));
   return SL_OK;
 }
 

@@ -1,4 +1,5 @@
-/* Philox4x32-10, the bare generator; how elements map to counters is told in random.c. */
+/* Philox4x32-10, the bare generator; how elements map to counters is told in
+ * random.c. */
 #ifndef SLK_PHILOX_H
 #define SLK_PHILOX_H
 

@@ -1,14 +1,15 @@
-/* Counter-based random numbers: Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as
- * 1, 2, 3", SC 2011), so that element i of (seed, stream, step) never depends on threads, device or history.
+/* Counter-based random numbers: Philox4x32-10 (Salmon, Moraes, Dror, Shaw,
+ * "Parallel random numbers: as easy as 1, 2, 3", SC 2011), so that element i of
+ * (seed, stream, step) never depends on threads, device or history.
  *
  *   key     = (low, high half of seed)
  *   counter = (i / 4, stream, low half of step, high half of step)
  *   word    = i % 4 of the four outputs
  *
  * uniform: (word >> 8) 2^-24 in [0, 1), then low + u (high - low).
- * normal:  words 0,1 give elements 0,1 of the group and words 2,3 elements 2,3 by Box-Muller:
- *          r = sqrt(-2 ln((a + 1/2) 2^-32)), t = 2 pi b 2^-32; r cos t, r sin t.
- * int:     the high half of word * bound (bias below bound 2^-32). */
+ * normal:  words 0,1 give elements 0,1 of the group and words 2,3 elements 2,3
+ * by Box-Muller: r = sqrt(-2 ln((a + 1/2) 2^-32)), t = 2 pi b 2^-32; r cos t, r
+ * sin t. int:     the high half of word * bound (bias below bound 2^-32). */
 #include <math.h>
 
 #include "cpu.h"
@@ -18,11 +19,13 @@ enum { groups_per_piece = 1024 };
 
 static inline float uniform(uint32_t word, float low, float high) {
   float value = low + (float)(word >> 8) * 5.9604644775390625e-8f * (high - low);
-  return value >= high && high > low ? nextafterf(high, low) : value; /* rounding must not reach the open end */
+  return value >= high && high > low ? nextafterf(high, low)
+                                     : value; /* rounding must not reach the open end */
 }
 
 static inline void normal_pair(const uint32_t words[2], float out[2]) {
-  /* In float64: a float32 argument would put the tail at 5.6 standard deviations and lose digits near 0. */
+  /* In float64: a float32 argument would put the tail at 5.6 standard
+   * deviations and lose digits near 0. */
   double radius = sqrt(-2.0 * log(((double)words[0] + 0.5) * 0x1p-32));
   double angle = 6.283185307179586 * ((double)words[1] * 0x1p-32);
   out[0] = (float)(radius * cos(angle));
@@ -30,12 +33,14 @@ static inline void normal_pair(const uint32_t words[2], float out[2]) {
 }
 
 static void fill_group(const sl_random_args *args, int64_t group) {
-  uint32_t words[4], counter[4] = { (uint32_t)group, args->stream, (uint32_t)args->step, (uint32_t)(args->step >> 32) };
+  uint32_t words[4],
+      counter[4] = { (uint32_t)group, args->stream, (uint32_t)args->step, (uint32_t)(args->step >> 32) };
   slk_philox(counter, (const uint32_t[2]){ (uint32_t)args->seed, (uint32_t)(args->seed >> 32) }, words);
   int64_t first = group * 4, count = slk_min(4, args->n - first);
   if (args->kind == SL_RANDOM_INT) {
     int32_t *y = (int32_t *)args->y + first;
-    for (int64_t i = 0; i < count; i++) y[i] = (int32_t)(((uint64_t)words[i] * (uint64_t)(uint32_t)args->bound) >> 32);
+    for (int64_t i = 0; i < count; i++)
+      y[i] = (int32_t)(((uint64_t)words[i] * (uint64_t)(uint32_t)args->bound) >> 32);
     return;
   }
   float *y = (float *)args->y + first;
@@ -52,12 +57,13 @@ static void fill_group(const sl_random_args *args, int64_t group) {
 sl_status slk_cpu_random(sl_device *device, const sl_random_args *args) {
   int64_t groups = slk_ceil_div(args->n, 4);
   if (groups > (int64_t)UINT32_MAX + 1) {
-    return sl_fail(SL_EINVAL, "random on %s: %lld elements; one (seed, stream, step) holds 2^34", device->name,
-                   (long long)args->n);
+    return sl_fail(SL_EINVAL, "random on %s: %lld elements; one (seed, stream, step) holds 2^34",
+                   device->name, (long long)args->n);
   }
 #pragma omp parallel for schedule(static) if (args->n >= SLK_PARALLEL_MIN)
   for (int64_t from = 0; from < groups; from += groups_per_piece) {
-    for (int64_t group = from; group < slk_min(from + groups_per_piece, groups); group++) fill_group(args, group);
+    for (int64_t group = from; group < slk_min(from + groups_per_piece, groups); group++)
+      fill_group(args, group);
   }
   return SL_OK;
 }

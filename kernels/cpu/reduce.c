@@ -1,5 +1,5 @@
-/* Reductions over one axis and the float64 sum of squares. Partial sums have fixed borders, so that any number of
- * threads gives the same bits. */
+/* Reductions over one axis and the float64 sum of squares. Partial sums have
+ * fixed borders, so that any number of threads gives the same bits. */
 #include "cpu.h"
 
 enum {
@@ -41,7 +41,8 @@ sl_status slk_cpu_sum_squares(sl_device *device, const sl_sum_squares_args *args
   return SL_OK;
 }
 
-/* The largest entry of sign * x and its first position; a NaN wins and stays. */
+/* The largest entry of sign * x and its first position; a NaN wins and stays.
+ */
 SLK_HOT static int64_t find_best(const float *x, int64_t n, float sign) {
   float best = sign * x[0];
   int nans = 0;
@@ -77,7 +78,8 @@ SLK_HOT static void sum_slab(const float *x, int64_t n, int64_t stride, int64_t 
   }
 }
 
-SLK_HOT static void best_slab(const float *x, int64_t n, int64_t stride, int64_t width, float sign, float *best, int32_t *at) {
+SLK_HOT static void best_slab(const float *x, int64_t n, int64_t stride, int64_t width, float sign,
+                              float *best, int32_t *at) {
   for (int64_t j = 0; j < width; j++) best[j] = sign * x[j], at[j] = 0;
   for (int64_t i = 1; i < n; i++) {
     const float *row = x + i * stride;

@@ -13,8 +13,9 @@ SLK_INLINE float slk_row_max(const float *x, int64_t n) {
   return best;
 }
 
-/* y = exp(x * scale - shift), y may be x; returns the sum. Float32 lanes within 256 entries, float64 above, so that a
- * vocabulary-wide row keeps seven digits. y == NULL only sums. */
+/* y = exp(x * scale - shift), y may be x; returns the sum. Float32 lanes within
+ * 256 entries, float64 above, so that a vocabulary-wide row keeps seven digits.
+ * y == NULL only sums. */
 SLK_INLINE float slk_row_exp_sum(const float *x, float *y, int64_t n, float scale, float shift) {
   double total = 0;
   for (int64_t from = 0; from < n; from += 256) {

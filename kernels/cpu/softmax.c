@@ -1,4 +1,5 @@
-/* Softmax and log-softmax over rows, and their backward. A row of nothing but -infinity yields NaN, as 0/0 should. */
+/* Softmax and log-softmax over rows, and their backward. A row of nothing but
+ * -infinity yields NaN, as 0/0 should. */
 #include <math.h>
 
 #include "cpu.h"
@@ -7,7 +8,8 @@
 SLK_HOT static void softmax_row(const float *x, float *y, int64_t n, bool log) {
   const float best = slk_row_max(x, n);
   if (log) {
-    /* Two subtractions: best + log(sum) would round away what huge logits have in common. */
+    /* Two subtractions: best + log(sum) would round away what huge logits have
+     * in common. */
     const float log_sum = logf(slk_row_exp_sum(x, NULL, n, 1.0f, best));
     SLK_SIMD for (int64_t i = 0; i < n; i++) y[i] = (x[i] - best) - log_sum;
   } else {

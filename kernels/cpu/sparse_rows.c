@@ -1,4 +1,5 @@
-/* Fixed-width sparse codes times matrix rows, its gradients, positions along an axis, unit rows. */
+/* Fixed-width sparse codes times matrix rows, its gradients, positions along an
+ * axis, unit rows. */
 #include <math.h>
 #include <string.h>
 
@@ -10,13 +11,16 @@ SLK_HOT static void decode_row(const sl_sparse_rows_args *a, int64_t row) {
   const int64_t n = a->n;
   float *y = a->y + row * n;
   if (!a->accumulate) {
-    if (a->bias != NULL) memcpy(y, a->bias, (size_t)n * sizeof *y);
-    else memset(y, 0, (size_t)n * sizeof *y);
+    if (a->bias != NULL)
+      memcpy(y, a->bias, (size_t)n * sizeof *y);
+    else
+      memset(y, 0, (size_t)n * sizeof *y);
   } else if (a->bias != NULL) {
     SLK_SIMD for (int64_t i = 0; i < n; i++) y[i] += a->bias[i];
   }
   for (int64_t j = 0; j < a->k; j++) {
-    const float value = a->values[row * a->k + j], *weight = a->weight + (int64_t)a->indices[row * a->k + j] * n;
+    const float value = a->values[row * a->k + j],
+                *weight = a->weight + (int64_t)a->indices[row * a->k + j] * n;
     if (value == 0) continue; /* padding of short codes */
     SLK_SIMD for (int64_t i = 0; i < n; i++) y[i] += value * weight[i];
   }
@@ -40,7 +44,8 @@ SLK_HOT static void dots_row(const sl_sparse_rows_backward_args *a, int64_t row)
   }
 }
 
-/* Columns [from, from + width) of every touched row of dW: one owner a column, rows in order; repeats are no race. */
+/* Columns [from, from + width) of every touched row of dW: one owner a column,
+ * rows in order; repeats are no race. */
 SLK_HOT static void outer_slab(const sl_sparse_rows_backward_args *a, int64_t from, int64_t width) {
   for (int64_t row = 0; row < a->rows; row++) {
     const float *dy = a->dy + row * a->n + from;
@@ -62,7 +67,8 @@ sl_status slk_cpu_sparse_rows_backward(sl_device *device, const sl_sparse_rows_b
   }
   if (args->dweight != NULL) {
 #pragma omp parallel for schedule(static) if (wide)
-    for (int64_t from = 0; from < args->n; from += slab) outer_slab(args, from, slk_min(slab, args->n - from));
+    for (int64_t from = 0; from < args->n; from += slab)
+      outer_slab(args, from, slk_min(slab, args->n - from));
   }
   return SL_OK;
 }

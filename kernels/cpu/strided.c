@@ -1,4 +1,5 @@
-/* Strided views to contiguous memory and back. Transposes go by square tiles, so that both sides stay in cache. */
+/* Strided views to contiguous memory and back. Transposes go by square tiles,
+ * so that both sides stay in cache. */
 #include <string.h>
 
 #include "cpu.h"
@@ -15,15 +16,24 @@ static void copy_run(char *y, int64_t by_y, const char *x, int64_t by_x, int64_t
     const char *from = x + i * by_x * (int64_t)size;
     char *to = y + i * by_y * (int64_t)size;
     switch (size) { /* constant sizes become single moves */
-      case 1: memcpy(to, from, 1); break;
-      case 2: memcpy(to, from, 2); break;
-      case 4: memcpy(to, from, 4); break;
-      default: memcpy(to, from, 8); break;
+    case 1:
+      memcpy(to, from, 1);
+      break;
+    case 2:
+      memcpy(to, from, 2);
+      break;
+    case 4:
+      memcpy(to, from, 4);
+      break;
+    default:
+      memcpy(to, from, 8);
+      break;
     }
   }
 }
 
-/* One operand of the view is strided ([0]) and one contiguous ([1]); `gather` copies [0] to [1], else back. */
+/* One operand of the view is strided ([0]) and one contiguous ([1]); `gather`
+ * copies [0] to [1], else back. */
 typedef struct {
   slk_view view;
   char *strided, *packed;
@@ -33,20 +43,27 @@ typedef struct {
 
 static void copy_part(const strided_copy *job, int64_t at_strided, int64_t by_strided, int64_t at_packed,
                       int64_t by_packed, int64_t n) {
-  char *strided = job->strided + at_strided * (int64_t)job->size, *packed = job->packed + at_packed * (int64_t)job->size;
-  if (job->gather) copy_run(packed, by_packed, strided, by_strided, n, job->size);
-  else copy_run(strided, by_strided, packed, by_packed, n, job->size);
+  char *strided = job->strided + at_strided * (int64_t)job->size,
+       *packed = job->packed + at_packed * (int64_t)job->size;
+  if (job->gather)
+    copy_run(packed, by_packed, strided, by_strided, n, job->size);
+  else
+    copy_run(strided, by_strided, packed, by_packed, n, job->size);
 }
 
-/* The last two axes as tiles: the run goes along the axis on which the strided side is the tighter one. */
+/* The last two axes as tiles: the run goes along the axis on which the strided
+ * side is the tighter one. */
 static void copy_tile(const strided_copy *job, int64_t run, int64_t row, int64_t column) {
   const slk_view *view = &job->view;
   int r = view->rank - 2, c = view->rank - 1;
-  int64_t offsets[2], rows = slk_min(tile, view->shape[r] - row), columns = slk_min(tile, view->shape[c] - column);
+  int64_t offsets[2], rows = slk_min(tile, view->shape[r] - row),
+                      columns = slk_min(tile, view->shape[c] - column);
   slk_view_offsets(view, r, run, offsets);
   const int64_t *s = view->strides[0], *p = view->strides[1];
-  int64_t at_strided = offsets[0] + row * s[r] + column * s[c], at_packed = offsets[1] + row * p[r] + column * p[c];
-  for (int64_t j = 0; j < columns; j++) copy_part(job, at_strided + j * s[c], s[r], at_packed + j * p[c], p[r], rows);
+  int64_t at_strided = offsets[0] + row * s[r] + column * s[c],
+          at_packed = offsets[1] + row * p[r] + column * p[c];
+  for (int64_t j = 0; j < columns; j++)
+    copy_part(job, at_strided + j * s[c], s[r], at_packed + j * p[c], p[r], rows);
 }
 
 static void copy_strided(const strided_copy *job) {
@@ -55,7 +72,8 @@ static void copy_strided(const strided_copy *job) {
   if (total == 0) return;
   if (view->rank >= 2 && view->strides[0][view->rank - 1] != 1 && view->strides[0][view->rank - 2] == 1) {
     int64_t rows = view->shape[view->rank - 2];
-    int64_t down = slk_ceil_div(rows, tile), across = slk_ceil_div(inner, tile), runs = total / (rows * inner);
+    int64_t down = slk_ceil_div(rows, tile), across = slk_ceil_div(inner, tile),
+            runs = total / (rows * inner);
 #pragma omp parallel for schedule(static) if (total >= SLK_PARALLEL_MIN)
     for (int64_t k = 0; k < runs * down * across; k++) {
       copy_tile(job, k / (down * across), k / across % down * tile, k % across * tile);
@@ -85,14 +103,17 @@ sl_status slk_cpu_gather_strided(sl_device *device, const sl_gather_strided_args
   (void)device;
   int64_t packed[SL_MAX_RANK];
   packed_strides(args->rank, args->shape, packed);
-  strided_copy job = { .strided = (char *)(uintptr_t)args->x, .packed = args->y, .size = args->element_size, .gather = true };
+  strided_copy job = {
+    .strided = (char *)(uintptr_t)args->x, .packed = args->y, .size = args->element_size, .gather = true
+  };
   slk_view_join(&job.view, args->rank, args->shape, args->strides, packed);
   copy_strided(&job);
   return SL_OK;
 }
 
-/* y[strided] += x. A stride of 0 folds many elements into one: one thread then owns that element for its whole
- * sum, taken in index order, because work is cut only along axes whose stride is not 0. */
+/* y[strided] += x. A stride of 0 folds many elements into one: one thread then
+ * owns that element for its whole sum, taken in index order, because work is
+ * cut only along axes whose stride is not 0. */
 SLK_HOT static void add_row(float *y, int64_t by, const float *x, int64_t n) {
   if (by == 1) {
     SLK_SIMD for (int64_t i = 0; i < n; i++) y[i] += x[i];
@@ -107,7 +128,8 @@ SLK_HOT static void add_row(float *y, int64_t by, const float *x, int64_t n) {
 }
 
 /* Adds all elements whose position along `axis` lies in [from, to). */
-static void add_slab(const slk_view *view, const sl_scatter_strided_args *args, int axis, int64_t from, int64_t to) {
+static void add_slab(const slk_view *view, const sl_scatter_strided_args *args, int axis, int64_t from,
+                     int64_t to) {
   slk_view slab = *view;
   slab.shape[axis] = to - from;
   int last = slab.rank - 1;
@@ -130,8 +152,11 @@ sl_status slk_cpu_scatter_strided(sl_device *device, const sl_scatter_strided_ar
   int64_t total = slk_view_size(&view);
   if (total == 0) return SL_OK;
   if (!args->accumulate) {
-    strided_copy job = { .view = view, .strided = args->y, .packed = (char *)(uintptr_t)args->x,
-                         .size = sl_dtype_size(args->dtype), .gather = false };
+    strided_copy job = { .view = view,
+                         .strided = args->y,
+                         .packed = (char *)(uintptr_t)args->x,
+                         .size = sl_dtype_size(args->dtype),
+                         .gather = false };
     copy_strided(&job);
     return SL_OK;
   }
@@ -145,6 +170,7 @@ sl_status slk_cpu_scatter_strided(sl_device *device, const sl_scatter_strided_ar
   }
   int64_t length = view.shape[axis], width = slk_max(16, slk_ceil_div(length, 64));
 #pragma omp parallel for schedule(static) if (total >= SLK_PARALLEL_MIN)
-  for (int64_t from = 0; from < length; from += width) add_slab(&view, args, axis, from, slk_min(from + width, length));
+  for (int64_t from = 0; from < length; from += width)
+    add_slab(&view, args, axis, from, slk_min(from + width, length));
   return SL_OK;
 }

@@ -1,8 +1,10 @@
 /* The k largest entries of each row, by value or by size.
  *
- * A min-heap of k entries lives in the output row itself; the scan looks at 64 entries at a time and skips them when
- * none beats the heap's root, which after the first few thousand entries is nearly always: about one pass over the
- * row plus k ln(n / k) heap insertions. Order: rank, ties by lowest index; NaN ranks below everything. */
+ * A min-heap of k entries lives in the output row itself; the scan looks at 64
+ * entries at a time and skips them when none beats the heap's root, which after
+ * the first few thousand entries is nearly always: about one pass over the row
+ * plus k ln(n / k) heap insertions. Order: rank, ties by lowest index; NaN
+ * ranks below everything. */
 #include <math.h>
 
 #include "cpu.h"
@@ -35,7 +37,8 @@ static inline void swap(heap *h, int64_t a, int64_t b) {
   h->values[b] = value, h->indices[b] = index;
 }
 
-/* Restores the heap of `size` entries below `at`; the last in rank sits at the root. */
+/* Restores the heap of `size` entries below `at`; the last in rank sits at the
+ * root. */
 static void sift_down(heap *h, int64_t at, int64_t size) {
   for (;;) {
     int64_t last = at, left = 2 * at + 1;

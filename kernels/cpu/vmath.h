@@ -1,6 +1,8 @@
-/* exp, tanh, sigmoid and the normal distribution as branch-free float32 polynomials, so that loops over them
- * vectorise. Coefficients are our own near-minimax fits (Lawson-weighted least squares on Chebyshev nodes).
- * Bounds below are the largest seen over the whole range, proved again by tests/unit/test_kernels_vmath.c. */
+/* exp, tanh, sigmoid and the normal distribution as branch-free float32
+ * polynomials, so that loops over them vectorise. Coefficients are our own
+ * near-minimax fits (Lawson-weighted least squares on Chebyshev nodes). Bounds
+ * below are the largest seen over the whole range, proved again by
+ * tests/unit/test_kernels_vmath.c. */
 #ifndef SLK_VMATH_H
 #define SLK_VMATH_H
 
@@ -16,11 +18,13 @@ SLK_INLINE float slk_bits_float(uint32_t bits) {
   return value;
 }
 
-/* e^x. At most 1.5 ulp where the result is normal; overflows to infinity, underflows through subnormals to 0; NaN stays. */
+/* e^x. At most 1.5 ulp where the result is normal; overflows to infinity,
+ * underflows through subnormals to 0; NaN stays. */
 SLK_INLINE float slk_exp(float x) {
   x = x > 89.0f ? 89.0f : x; /* written so that NaN passes */
   x = x < -104.0f ? -104.0f : x;
-  const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer kept in the low bits */
+  const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer
+                                      kept in the low bits */
   float shifted = x * 1.44269504f + magic;
   float n = shifted - magic;
   uint32_t bits;
@@ -32,9 +36,11 @@ SLK_INLINE float slk_exp(float x) {
   p = p * r + 1.666657696e-1f;
   p = p * r + 0.5f;
   p = p * (r * r) + r;
-  /* 2^n as a product of two powers, so that each is a normal number for n in [-151, 129]. */
+  /* 2^n as a product of two powers, so that each is a normal number for n in
+   * [-151, 129]. */
   uint32_t whole = bits - 0x4b400000u + 1024u, half = whole >> 1;
-  float scale_a = slk_bits_float((half - 512u + 127u) << 23), scale_b = slk_bits_float((whole - half - 512u + 127u) << 23);
+  float scale_a = slk_bits_float((half - 512u + 127u) << 23),
+        scale_b = slk_bits_float((whole - half - 512u + 127u) << 23);
   return (p * scale_a + scale_a) * scale_b;
 }
 
@@ -54,9 +60,10 @@ SLK_INLINE float slk_tanh(float x) {
   return size < 0.625f ? small : large;
 }
 
-/* Phi(x), the standard normal distribution function, with e^(-x*x/2) in *gauss. Phi(-|x|) = gauss u Q(u),
- * u = 1 / (1 + 0.35 |x|), Q fitted on |x| <= 14.5 to a relative 3.2e-8. Absolute error of Phi at most 2e-7;
- * unlike (1 + erf) / 2 the lower tail keeps relative accuracy (1e-6 down to x = -5). */
+/* Phi(x), the standard normal distribution function, with e^(-x*x/2) in *gauss.
+ * Phi(-|x|) = gauss u Q(u), u = 1 / (1 + 0.35 |x|), Q fitted on |x| <= 14.5 to
+ * a relative 3.2e-8. Absolute error of Phi at most 2e-7; unlike (1 + erf) / 2
+ * the lower tail keeps relative accuracy (1e-6 down to x = -5). */
 SLK_INLINE float slk_normal_cdf(float x, float *gauss) {
   float size = fabsf(x);
   float g = slk_exp(-0.5f * x * x), u = 1.0f / (1.0f + 0.35f * size);
@@ -74,7 +81,8 @@ SLK_INLINE float slk_normal_cdf(float x, float *gauss) {
   return x > 0 ? 1.0f - tail : tail;
 }
 
-/* x Phi(x), the erf form of GELU. Infinity gives infinity; -infinity gives 0 as the limit does (not 0 * inf). */
+/* x Phi(x), the erf form of GELU. Infinity gives infinity; -infinity gives 0 as
+ * the limit does (not 0 * inf). */
 SLK_INLINE float slk_gelu(float x) {
   float gauss, cdf = slk_normal_cdf(x, &gauss);
   return x < -14.5f ? 0.0f * cdf : x * cdf;

@@ -1,4 +1,5 @@
-/* Small help for the numeric unit tests: repeatable numbers and comparisons that print both sides. */
+/* Small help for the numeric unit tests: repeatable numbers and comparisons
+ * that print both sides. */
 #ifndef SL_TEST_NUMBERS_H
 #define SL_TEST_NUMBERS_H
 
@@ -17,9 +18,9 @@
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
 
 /* Fails the test with the library's own message. */
-#define CHECK(call)                                                              \
-  do {                                                                           \
-    if ((call) != SL_OK) fail_msg("%s: %s", #call, sl_last_error());             \
+#define CHECK(call)                                                                                          \
+  do {                                                                                                       \
+    if ((call) != SL_OK) fail_msg("%s: %s", #call, sl_last_error());                                         \
   } while (0)
 
 /* In [-1, 1), from a multiplicative generator; the same on every machine. */
@@ -47,7 +48,8 @@ static inline void check_close(const char *what, int64_t at, double got, double 
   fail_msg("%s [%lld]: got %.9g, expected %.9g", what, (long long)at, got, want);
 }
 
-static inline void check_all_close(const char *what, const float *got, const double *want, int64_t n, double tolerance) {
+static inline void check_all_close(const char *what, const float *got, const double *want, int64_t n,
+                                   double tolerance) {
   for (int64_t i = 0; i < n; i++) check_close(what, i, (double)got[i], want[i], tolerance);
 }
 

@@ -1,4 +1,5 @@
-/* Casts, strided copies, unary and binary functions, reductions, random numbers, against plain loops. */
+/* Casts, strided copies, unary and binary functions, reductions, random
+ * numbers, against plain loops. */
 #include "tests/support/numbers.h"
 
 #include "kernels/cpu/philox.h"
@@ -39,8 +40,10 @@ static void test_cast_limits(void **state) {
   CHECK(cpu()->kernels->cast(cpu(), &(sl_cast_args){ x, SL_F32, longs, SL_I64, 9 }));
   CHECK(cpu()->kernels->cast(cpu(), &(sl_cast_args){ x, SL_F32, half, SL_BF16, 9 }));
   assert_memory_equal(bytes, ((uint8_t[]){ 255, 0, 0, 255, 0, 255, 0, 2, 255 }), 9);
-  assert_memory_equal(ints, ((int32_t[]){ 300, -5, 0, INT32_MAX, INT32_MIN, INT32_MAX, INT32_MIN, 2, INT32_MAX }), 36);
-  assert_true(longs[3] == 3000000000 && longs[5] == INT64_MAX && longs[6] == INT64_MIN && longs[8] == INT64_MAX);
+  assert_memory_equal(
+      ints, ((int32_t[]){ 300, -5, 0, INT32_MAX, INT32_MIN, INT32_MAX, INT32_MIN, 2, INT32_MAX }), 36);
+  assert_true(longs[3] == 3000000000 && longs[5] == INT64_MAX && longs[6] == INT64_MIN &&
+              longs[8] == INT64_MAX);
   assert_true(isnan(sl_bf16_to_f32(half[2])) && sl_bf16_to_f32(half[5]) == INFINITY);
 }
 
@@ -49,16 +52,20 @@ static void test_cast_limits(void **state) {
 static void test_strided(void **state) {
   (void)state;
   /* rank, shape, strides into a buffer of 8000 elements */
-  static const struct { int rank; int64_t shape[4], strides[4]; } cases[] = {
+  static const struct {
+    int rank;
+    int64_t shape[4], strides[4];
+  } cases[] = {
     { 1, { 17 }, { 3 } },
     { 2, { 70, 90 }, { 1, 70 } },          /* transpose */
     { 3, { 3, 40, 33 }, { 1320, 1, 40 } }, /* batched transpose */
     { 3, { 4, 5, 6 }, { 1, 24, 4 } },
-    { 2, { 50, 3 }, { 100, 1 } },          /* columns of a wide matrix */
+    { 2, { 50, 3 }, { 100, 1 } }, /* columns of a wide matrix */
     { 0, { 0 }, { 0 } },
     { 2, { 0, 5 }, { 5, 1 } },
   };
-  float *buffer = make_numbers(8000, 1, 1), *packed = make_numbers(8000, 0, 0), *copy = make_numbers(8000, 0, 0);
+  float *buffer = make_numbers(8000, 1, 1), *packed = make_numbers(8000, 0, 0),
+        *copy = make_numbers(8000, 0, 0);
   for (size_t c = 0; c < LENGTH(cases); c++) {
     sl_gather_strided_args gather = { .rank = cases[c].rank, .x = buffer, .y = packed, .element_size = 4 };
     sl_scatter_strided_args scatter = { .rank = cases[c].rank, .x = packed, .y = copy, .dtype = SL_F32 };
@@ -72,7 +79,8 @@ static void test_strided(void **state) {
     CHECK(cpu()->kernels->scatter_strided(cpu(), &scatter));
     for (int64_t j = 0; j < total; j++) {
       int64_t rest = j, at = 0;
-      for (int i = cases[c].rank - 1; i >= 0; i--) at += rest % cases[c].shape[i] * cases[c].strides[i], rest /= cases[c].shape[i];
+      for (int i = cases[c].rank - 1; i >= 0; i--)
+        at += rest % cases[c].shape[i] * cases[c].strides[i], rest /= cases[c].shape[i];
       check_close("gather", j, (double)packed[j], (double)buffer[at], 0);
       check_close("scatter", j, (double)copy[at], (double)buffer[at], 0);
     }
@@ -92,7 +100,13 @@ static void test_scatter_accumulate(void **state) {
       for (int k = 0; k < c; k++) want[j] += (double)x[(i * b + j) * c + k];
     }
   }
-  sl_scatter_strided_args args = { .rank = 3, .shape = { a, b, c }, .strides = { 0, 1, 0 }, .x = x, .y = y, .dtype = SL_F32, .accumulate = true };
+  sl_scatter_strided_args args = { .rank = 3,
+                                   .shape = { a, b, c },
+                                   .strides = { 0, 1, 0 },
+                                   .x = x,
+                                   .y = y,
+                                   .dtype = SL_F32,
+                                   .accumulate = true };
   CHECK(cpu()->kernels->scatter_strided(cpu(), &args));
   check_all_close("sum", y, want, b, 1e-6);
   free(x);
@@ -101,18 +115,54 @@ static void test_scatter_accumulate(void **state) {
 /* -- Unary and binary -- */
 
 typedef double real_function(double x, double p);
-static double r_neg(double x, double p) { (void)p; return -x; }
-static double r_exp(double x, double p) { (void)p; return exp(x); }
-static double r_log(double x, double p) { (void)p; return log(x); }
-static double r_sqrt(double x, double p) { (void)p; return sqrt(x); }
-static double r_abs(double x, double p) { (void)p; return fabs(x); }
-static double r_sign(double x, double p) { (void)p; return (x > 0) - (x < 0); }
-static double r_square(double x, double p) { (void)p; return x * x; }
-static double r_relu(double x, double p) { (void)p; return x > 0 ? x : 0; }
-static double r_gelu(double x, double p) { (void)p; return 0.5 * x * (1 + erf(x / sqrt(2.0))); }
-static double r_gelu_tanh(double x, double p) { (void)p; return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))); }
-static double r_tanh(double x, double p) { (void)p; return tanh(x); }
-static double r_sigmoid(double x, double p) { (void)p; return 1 / (1 + exp(-x)); }
+static double r_neg(double x, double p) {
+  (void)p;
+  return -x;
+}
+static double r_exp(double x, double p) {
+  (void)p;
+  return exp(x);
+}
+static double r_log(double x, double p) {
+  (void)p;
+  return log(x);
+}
+static double r_sqrt(double x, double p) {
+  (void)p;
+  return sqrt(x);
+}
+static double r_abs(double x, double p) {
+  (void)p;
+  return fabs(x);
+}
+static double r_sign(double x, double p) {
+  (void)p;
+  return (x > 0) - (x < 0);
+}
+static double r_square(double x, double p) {
+  (void)p;
+  return x * x;
+}
+static double r_relu(double x, double p) {
+  (void)p;
+  return x > 0 ? x : 0;
+}
+static double r_gelu(double x, double p) {
+  (void)p;
+  return 0.5 * x * (1 + erf(x / sqrt(2.0)));
+}
+static double r_gelu_tanh(double x, double p) {
+  (void)p;
+  return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+}
+static double r_tanh(double x, double p) {
+  (void)p;
+  return tanh(x);
+}
+static double r_sigmoid(double x, double p) {
+  (void)p;
+  return 1 / (1 + exp(-x));
+}
 static double r_add(double x, double p) { return x + p; }
 static double r_mul(double x, double p) { return x * p; }
 static double r_pow(double x, double p) { return pow(x, p); }
@@ -120,8 +170,8 @@ static double r_clamp_min(double x, double p) { return fmax(x, p); }
 static double r_clamp_max(double x, double p) { return fmin(x, p); }
 static double r_gt(double x, double p) { return x > p; }
 static real_function *const reals[SL_UNARY_COUNT] = {
-  r_neg, r_exp, r_log, r_sqrt, r_abs, r_sign, r_square, r_relu, r_gelu, r_gelu_tanh, r_tanh, r_sigmoid, r_add, r_mul,
-  r_pow, r_clamp_min, r_clamp_max, r_gt,
+  r_neg,       r_exp,  r_log,     r_sqrt, r_abs, r_sign, r_square,    r_relu,      r_gelu,
+  r_gelu_tanh, r_tanh, r_sigmoid, r_add,  r_mul, r_pow,  r_clamp_min, r_clamp_max, r_gt,
 };
 
 static void test_unary(void **state) {
@@ -134,13 +184,15 @@ static void test_unary(void **state) {
       for (int64_t i = 0; i < n && positive; i++) x[i] = fabsf(x[i]) + 0.01f;
       sl_unary_args args = { .op = (sl_unary_op)op, .p = 1.5f, .x = x, .y = y, .n = n };
       CHECK(cpu()->kernels->unary(cpu(), &args));
-      for (int64_t i = 0; i < n; i++) check_close("unary", op * 100000 + i, (double)y[i], reals[op]((double)x[i], 1.5), 5e-7);
+      for (int64_t i = 0; i < n; i++)
+        check_close("unary", op * 100000 + i, (double)y[i], reals[op]((double)x[i], 1.5), 5e-7);
       free(x), free(y);
     }
   }
 }
 
-/* f' against the symmetric difference of the float64 function; written, then added. */
+/* f' against the symmetric difference of the float64 function; written, then
+ * added. */
 static void test_unary_backward(void **state) {
   (void)state;
   enum { n = 101 };
@@ -155,7 +207,8 @@ static void test_unary_backward(void **state) {
     args.accumulate = true;
     CHECK(cpu()->kernels->unary_backward(cpu(), &args));
     for (int i = 0; i < n; i++) {
-      double h = 1e-6, slope = (reals[op]((double)x[i] + h, 1.5) - reals[op]((double)x[i] - h, 1.5)) / (2 * h);
+      double h = 1e-6,
+             slope = (reals[op]((double)x[i] + h, 1.5) - reals[op]((double)x[i] - h, 1.5)) / (2 * h);
       check_close("slope", op * 1000 + i, (double)dx[i], 2 * (double)dy[i] * slope, 3e-6);
     }
     free(x);
@@ -164,7 +217,8 @@ static void test_unary_backward(void **state) {
 
 static void test_nan_goes_through(void **state) {
   (void)state;
-  const sl_unary_op ops[] = { SL_UNARY_RELU, SL_UNARY_GELU, SL_UNARY_EXP, SL_UNARY_TANH, SL_UNARY_CLAMP_MIN, SL_UNARY_CLAMP_MAX };
+  const sl_unary_op ops[] = { SL_UNARY_RELU, SL_UNARY_GELU,      SL_UNARY_EXP,
+                              SL_UNARY_TANH, SL_UNARY_CLAMP_MIN, SL_UNARY_CLAMP_MAX };
   for (size_t i = 0; i < LENGTH(ops); i++) {
     float x = NAN, y = 0;
     CHECK(cpu()->kernels->unary(cpu(), &(sl_unary_args){ ops[i], 0.5f, &x, &y, 1 }));
@@ -179,11 +233,19 @@ static void test_nan_goes_through(void **state) {
 
 static void test_binary(void **state) {
   (void)state;
-  static const struct { int rank; int64_t shape[4], by_a[4], by_b[4]; } cases[] = {
-    { 1, { 100 }, { 1 }, { 1 } },           { 2, { 33, 17 }, { 17, 1 }, { 0, 1 } },
-    { 2, { 33, 17 }, { 17, 1 }, { 1, 0 } }, { 2, { 33, 17 }, { 0, 0 }, { 17, 1 } },
-    { 3, { 4, 5, 6 }, { 30, 6, 1 }, { 5, 1, 0 } }, { 2, { 17, 33 }, { 1, 17 }, { 33, 1 } },
-    { 2, { 200, 130 }, { 130, 1 }, { 0, 1 } }, { 1, { 0 }, { 1 }, { 1 } }, { 0, { 0 }, { 0 }, { 0 } },
+  static const struct {
+    int rank;
+    int64_t shape[4], by_a[4], by_b[4];
+  } cases[] = {
+    { 1, { 100 }, { 1 }, { 1 } },
+    { 2, { 33, 17 }, { 17, 1 }, { 0, 1 } },
+    { 2, { 33, 17 }, { 17, 1 }, { 1, 0 } },
+    { 2, { 33, 17 }, { 0, 0 }, { 17, 1 } },
+    { 3, { 4, 5, 6 }, { 30, 6, 1 }, { 5, 1, 0 } },
+    { 2, { 17, 33 }, { 1, 17 }, { 33, 1 } },
+    { 2, { 200, 130 }, { 130, 1 }, { 0, 1 } },
+    { 1, { 0 }, { 1 }, { 1 } },
+    { 0, { 0 }, { 0 }, { 0 } },
   };
   float *a = make_numbers(26000, 2, 1), *b = make_numbers(26000, 2, 2), *y = make_numbers(26000, 0, 0);
   for (int i = 0; i < 26000; i += 5) b[i] = a[i]; /* some ties for eq, max, min */
@@ -192,14 +254,16 @@ static void test_binary(void **state) {
       sl_binary_args args = { .op = (sl_binary_op)op, .rank = cases[c].rank, .a = a, .b = b, .y = y };
       int64_t total = 1;
       for (int i = 0; i < args.rank; i++) {
-        args.shape[i] = cases[c].shape[i], args.strides_a[i] = cases[c].by_a[i], args.strides_b[i] = cases[c].by_b[i];
+        args.shape[i] = cases[c].shape[i], args.strides_a[i] = cases[c].by_a[i],
+        args.strides_b[i] = cases[c].by_b[i];
         total *= args.shape[i];
       }
       CHECK(cpu()->kernels->binary(cpu(), &args));
       for (int64_t j = 0; j < total; j++) {
         int64_t rest = j, at_a = 0, at_b = 0;
         for (int i = args.rank - 1; i >= 0; i--) {
-          at_a += rest % args.shape[i] * args.strides_a[i], at_b += rest % args.shape[i] * args.strides_b[i], rest /= args.shape[i];
+          at_a += rest % args.shape[i] * args.strides_a[i], at_b += rest % args.shape[i] * args.strides_b[i],
+              rest /= args.shape[i];
         }
         float u = a[at_a], v = b[at_b];
         float want[] = { u + v, u - v, u * v, u / v, fmaxf(u, v), fminf(u, v), u == v, u > v };
@@ -214,7 +278,8 @@ static void test_binary(void **state) {
 
 static void test_reduce(void **state) {
   (void)state;
-  static const int64_t shapes[][3] = { { 1, 1, 1 }, { 3, 17, 5 }, { 1, 100, 100 }, { 33, 17, 1 }, { 1, 40000, 1 }, { 700, 30, 1 }, { 5, 1, 130 }, { 2, 200, 130 } };
+  static const int64_t shapes[][3] = { { 1, 1, 1 },     { 3, 17, 5 },   { 1, 100, 100 }, { 33, 17, 1 },
+                                       { 1, 40000, 1 }, { 700, 30, 1 }, { 5, 1, 130 },   { 2, 200, 130 } };
   float *x = make_numbers(60000, 3, 4), y[1000];
   int32_t index[1000];
   for (int i = 0; i < 60000; i++) x[i] = roundf(x[i] * 50) / 50; /* ties */
@@ -231,7 +296,9 @@ static void test_reduce(void **state) {
           sum += (double)value;
           if (op == SL_REDUCE_MAX ? value > leader : value < leader) best = i;
         }
-        double want = op == SL_REDUCE_SUM ? sum : op == SL_REDUCE_MEAN ? sum / (double)n : (double)x[base + best * inner];
+        double want = op == SL_REDUCE_SUM    ? sum
+                      : op == SL_REDUCE_MEAN ? sum / (double)n
+                                             : (double)x[base + best * inner];
         check_close("reduce", j, (double)y[j], want, 1e-7);
         if (op >= SL_REDUCE_MAX) assert_int_equal(index[j], best);
       }
@@ -259,13 +326,15 @@ static void test_sum_squares(void **state) {
 
 /* -- Random -- */
 
-/* Known answers from the Random123 distribution (kat_vectors, philox4x32 10). */
+/* Known answers from the Random123 distribution (kat_vectors, philox4x32 10).
+ */
 static void test_philox_known_answers(void **state) {
   (void)state;
   static const uint32_t vectors[][10] = {
     { 0, 0, 0, 0, 0, 0, 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8 },
     { ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, 0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd },
-    { 0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344, 0xa4093822, 0x299f31d0, 0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1 },
+    { 0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344, 0xa4093822, 0x299f31d0, 0xd16cfe09, 0x94fdcceb,
+      0x5001e420, 0x24126ea1 },
   };
   for (size_t i = 0; i < LENGTH(vectors); i++) {
     uint32_t out[4];
@@ -275,8 +344,15 @@ static void test_philox_known_answers(void **state) {
 }
 
 static void draw(sl_random_kind kind, uint32_t stream, uint64_t step, void *y, int64_t n) {
-  sl_random_args args = { .kind = kind, .seed = 42, .stream = stream, .step = step, .low = kind == SL_RANDOM_UNIFORM ? -1.0f : 3.0f,
-                          .high = kind == SL_RANDOM_UNIFORM ? 2.0f : 0.5f, .bound = 7, .y = y, .n = n };
+  sl_random_args args = { .kind = kind,
+                          .seed = 42,
+                          .stream = stream,
+                          .step = step,
+                          .low = kind == SL_RANDOM_UNIFORM ? -1.0f : 3.0f,
+                          .high = kind == SL_RANDOM_UNIFORM ? 2.0f : 0.5f,
+                          .bound = 7,
+                          .y = y,
+                          .n = n };
   CHECK(cpu()->kernels->random(cpu(), &args));
 }
 

@@ -1,5 +1,5 @@
-/* Matrix products and attention against float64 loops: shapes, transposes, strides, bf16, epilogues, masks; and equal
- * bits for any number of threads. */
+/* Matrix products and attention against float64 loops: shapes, transposes,
+ * strides, bf16, epilogues, masks; and equal bits for any number of threads. */
 #include "tests/support/numbers.h"
 
 #include <omp.h>
@@ -17,11 +17,16 @@ typedef struct {
 
 static double activate(sl_activation a, double x) {
   switch (a) {
-    case SL_ACT_RELU: return x > 0 ? x : 0;
-    case SL_ACT_GELU_ERF: return 0.5 * x * (1 + erf(x / sqrt(2.0)));
-    case SL_ACT_GELU_TANH: return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
-    case SL_ACT_TANH: return tanh(x);
-    default: return x;
+  case SL_ACT_RELU:
+    return x > 0 ? x : 0;
+  case SL_ACT_GELU_ERF:
+    return 0.5 * x * (1 + erf(x / sqrt(2.0)));
+  case SL_ACT_GELU_TANH:
+    return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+  case SL_ACT_TANH:
+    return tanh(x);
+  default:
+    return x;
   }
 }
 
@@ -29,21 +34,42 @@ static void round_to_bf16(const float *x, uint16_t *y, float *rounded, int64_t n
   for (int64_t i = 0; i < n; i++) rounded[i] = sl_bf16_to_f32(y[i] = sl_f32_to_bf16(x[i]));
 }
 
-/* Leading dimensions are 3 wider than needed. `dtype_c` bf16 goes with dtype_ab bf16. */
+/* Leading dimensions are 3 wider than needed. `dtype_c` bf16 goes with dtype_ab
+ * bf16. */
 static void check_gemm(const gemm_case *c, sl_dtype dtype_ab, sl_dtype dtype_c) {
   int64_t lda = (c->transpose_a ? c->m : c->k) + 3, ldb = (c->transpose_b ? c->k : c->n) + 3, ldc = c->n + 3;
-  int64_t size_a = lda * (c->transpose_a ? c->k : c->m), size_b = ldb * (c->transpose_b ? c->n : c->k), size_c = ldc * c->m;
-  float *a = make_numbers(size_a * c->batch, 1, 1), *b = make_numbers(size_b * c->batch, 1, 2), *out = make_numbers(size_c * c->batch, 1, 3);
-  float *start = make_numbers(size_c * c->batch, 1, 3), *bias = make_numbers(c->n, 1, 4), *pre = make_numbers(c->m * c->n * c->batch, 0, 0);
-  uint16_t *a16 = malloc((size_t)(size_a * c->batch) * 2 + 2), *b16 = malloc((size_t)(size_b * c->batch) * 2 + 2), *c16 = malloc((size_t)(size_c * c->batch) * 2 + 2);
+  int64_t size_a = lda * (c->transpose_a ? c->k : c->m), size_b = ldb * (c->transpose_b ? c->n : c->k),
+          size_c = ldc * c->m;
+  float *a = make_numbers(size_a * c->batch, 1, 1), *b = make_numbers(size_b * c->batch, 1, 2),
+        *out = make_numbers(size_c * c->batch, 1, 3);
+  float *start = make_numbers(size_c * c->batch, 1, 3), *bias = make_numbers(c->n, 1, 4),
+        *pre = make_numbers(c->m * c->n * c->batch, 0, 0);
+  uint16_t *a16 = malloc((size_t)(size_a * c->batch) * 2 + 2),
+           *b16 = malloc((size_t)(size_b * c->batch) * 2 + 2),
+           *c16 = malloc((size_t)(size_c * c->batch) * 2 + 2);
   bool half = dtype_ab == SL_BF16;
   if (half) round_to_bf16(a, a16, a, size_a * c->batch), round_to_bf16(b, b16, b, size_b * c->batch);
   if (dtype_c == SL_BF16) round_to_bf16(start, c16, start, size_c * c->batch);
-  sl_gemm_args args = { .m = c->m, .n = c->n, .k = c->k, .batch = c->batch, .transpose_a = c->transpose_a,
-                        .transpose_b = c->transpose_b, .a = half ? (void *)a16 : a, .b = half ? (void *)b16 : b,
-                        .c = dtype_c == SL_BF16 ? (void *)c16 : out, .lda = lda, .ldb = ldb, .ldc = ldc, .stride_a = size_a,
-                        .stride_b = c->share_b ? 0 : size_b, .stride_c = size_c, .dtype_ab = dtype_ab, .dtype_c = dtype_c,
-                        .bias = c->bias ? bias : NULL, .activation = c->activation, .pre_activation = c->pre ? pre : NULL,
+  sl_gemm_args args = { .m = c->m,
+                        .n = c->n,
+                        .k = c->k,
+                        .batch = c->batch,
+                        .transpose_a = c->transpose_a,
+                        .transpose_b = c->transpose_b,
+                        .a = half ? (void *)a16 : a,
+                        .b = half ? (void *)b16 : b,
+                        .c = dtype_c == SL_BF16 ? (void *)c16 : out,
+                        .lda = lda,
+                        .ldb = ldb,
+                        .ldc = ldc,
+                        .stride_a = size_a,
+                        .stride_b = c->share_b ? 0 : size_b,
+                        .stride_c = size_c,
+                        .dtype_ab = dtype_ab,
+                        .dtype_c = dtype_c,
+                        .bias = c->bias ? bias : NULL,
+                        .activation = c->activation,
+                        .pre_activation = c->pre ? pre : NULL,
                         .accumulate = c->accumulate };
   sl_status status = cpu()->kernels->gemm(cpu(), &args);
   if (half && status == SL_EUNSUPPORTED) skip(); /* a processor for which oneDNN has no bf16 */
@@ -54,7 +80,9 @@ static void check_gemm(const gemm_case *c, sl_dtype dtype_ab, sl_dtype dtype_c) 
       for (int64_t j = 0; j < c->n; j++) {
         int64_t at = g * size_c + i * ldc + j;
         double sum = c->bias ? (double)bias[j] : 0;
-        for (int64_t l = 0; l < c->k; l++) sum += (double)ag[c->transpose_a ? l * lda + i : i * lda + l] * (double)bg[c->transpose_b ? j * ldb + l : l * ldb + j];
+        for (int64_t l = 0; l < c->k; l++)
+          sum += (double)ag[c->transpose_a ? l * lda + i : i * lda + l] *
+                 (double)bg[c->transpose_b ? j * ldb + l : l * ldb + j];
         double want = activate(c->activation, sum) + (c->accumulate ? (double)start[at] : 0);
         double got = dtype_c == SL_BF16 ? (double)sl_bf16_to_f32(c16[at]) : (double)out[at];
         check_close("gemm", at, got, want, dtype_c == SL_BF16 ? 8e-3 : 5e-6);
@@ -74,11 +102,26 @@ static const gemm_case gemm_cases[] = {
   { .m = 17, .n = 3, .k = 100, .batch = 1, .transpose_a = true, .transpose_b = true },
   { .m = 5, .n = 7, .k = 11, .batch = 1, .accumulate = true, .bias = true },
   { .m = 33, .n = 17, .k = 9, .batch = 1, .activation = SL_ACT_RELU, .bias = true },
-  { .m = 130, .n = 150, .k = 9, .batch = 1, .transpose_b = true, .activation = SL_ACT_GELU_ERF, .bias = true, .pre = true },
+  { .m = 130,
+    .n = 150,
+    .k = 9,
+    .batch = 1,
+    .transpose_b = true,
+    .activation = SL_ACT_GELU_ERF,
+    .bias = true,
+    .pre = true },
   { .m = 33, .n = 17, .k = 9, .batch = 1, .activation = SL_ACT_GELU_TANH },
   { .m = 33, .n = 17, .k = 9, .batch = 1, .activation = SL_ACT_TANH, .bias = true },
   { .m = 5, .n = 6, .k = 7, .batch = 4 },
-  { .m = 5, .n = 6, .k = 7, .batch = 3, .transpose_a = true, .transpose_b = true, .bias = true, .activation = SL_ACT_RELU, .pre = true },
+  { .m = 5,
+    .n = 6,
+    .k = 7,
+    .batch = 3,
+    .transpose_a = true,
+    .transpose_b = true,
+    .bias = true,
+    .activation = SL_ACT_RELU,
+    .pre = true },
   { .m = 5, .n = 6, .k = 7, .batch = 3, .share_b = true, .accumulate = true },
   { .m = 3, .n = 4, .k = 0, .batch = 2, .bias = true, .activation = SL_ACT_RELU },
   { .m = 0, .n = 4, .k = 3, .batch = 1 },
@@ -100,8 +143,18 @@ static void test_gemm_bf16(void **state) {
 static void test_gemm_refuses_accumulated_activation(void **state) {
   (void)state;
   float x = 1;
-  sl_gemm_args args = { .m = 1, .n = 1, .k = 1, .batch = 1, .a = &x, .b = &x, .c = &x, .lda = 1, .ldb = 1, .ldc = 1,
-                        .accumulate = true, .activation = SL_ACT_RELU };
+  sl_gemm_args args = { .m = 1,
+                        .n = 1,
+                        .k = 1,
+                        .batch = 1,
+                        .a = &x,
+                        .b = &x,
+                        .c = &x,
+                        .lda = 1,
+                        .ldb = 1,
+                        .ldc = 1,
+                        .accumulate = true,
+                        .activation = SL_ACT_RELU };
   assert_int_equal(cpu()->kernels->gemm(cpu(), &args), SL_EINVAL);
 }
 
@@ -110,14 +163,15 @@ static void test_gemm_refuses_accumulated_activation(void **state) {
 typedef struct {
   int64_t batch, tokens, heads, head_dim;
   bool causal;
-  int mask; /* 0 none, 1 scattered, 2 padded ends, 3 one batch hidden altogether */
+  int mask;   /* 0 none, 1 scattered, 2 padded ends, 3 one batch hidden altogether
+               */
   float size; /* of q and k: large gives peaked weights and huge scores */
 } attention_case;
 
 static const attention_case attention_cases[] = {
-  { 1, 1, 1, 1, false, 0, 1 },   { 2, 3, 2, 5, false, 1, 1 },    { 2, 17, 3, 8, true, 0, 1 },
-  { 2, 33, 2, 16, true, 2, 1 },  { 1, 140, 2, 64, false, 2, 1 }, { 1, 300, 1, 7, true, 1, 1 },
-  { 3, 20, 2, 4, false, 3, 1 },  { 1, 33, 2, 16, false, 0, 300 },
+  { 1, 1, 1, 1, false, 0, 1 },  { 2, 3, 2, 5, false, 1, 1 },     { 2, 17, 3, 8, true, 0, 1 },
+  { 2, 33, 2, 16, true, 2, 1 }, { 1, 140, 2, 64, false, 2, 1 },  { 1, 300, 1, 7, true, 1, 1 },
+  { 3, 20, 2, 4, false, 3, 1 }, { 1, 33, 2, 16, false, 0, 300 },
 };
 
 typedef struct {
@@ -133,12 +187,19 @@ static bool is_hidden(int kind, int64_t b, int64_t j, int64_t tokens) {
   return kind == 3 && b == 1;
 }
 
-/* q, k, v are slices of one [tokens, 3 d + 2] matrix, as a fused projection would leave them. */
+/* q, k, v are slices of one [tokens, 3 d + 2] matrix, as a fused projection
+ * would leave them. */
 static attention_data make_attention(const attention_case *c) {
-  int64_t rows = c->batch * c->tokens, d = c->heads * c->head_dim, ld = 3 * d + 2, pairs = c->batch * c->heads;
-  attention_data a = { .d = d, .ld = ld, .q = make_numbers(rows * ld, 1, 5), .out = make_numbers(rows * d, 9, 1),
-                       .dout = make_numbers(rows * d, 1, 6), .grads = make_numbers(3 * rows * d, 9, 2),
-                       .lse = make_numbers(pairs * c->tokens, 0, 0), .pattern = make_numbers(pairs * c->tokens * c->tokens, 9, 3),
+  int64_t rows = c->batch * c->tokens, d = c->heads * c->head_dim, ld = 3 * d + 2,
+          pairs = c->batch * c->heads;
+  attention_data a = { .d = d,
+                       .ld = ld,
+                       .q = make_numbers(rows * ld, 1, 5),
+                       .out = make_numbers(rows * d, 9, 1),
+                       .dout = make_numbers(rows * d, 1, 6),
+                       .grads = make_numbers(3 * rows * d, 9, 2),
+                       .lse = make_numbers(pairs * c->tokens, 0, 0),
+                       .pattern = make_numbers(pairs * c->tokens * c->tokens, 9, 3),
                        .mask = malloc((size_t)rows) };
   a.k = a.q + d, a.v = a.q + 2 * d;
   for (int64_t i = 0; i < rows; i++) {
@@ -147,24 +208,42 @@ static attention_data make_attention(const attention_case *c) {
   }
   int64_t size = sl_attention_workspace(c->tokens, 2, true);
   a.workspace = make_numbers(size, 0, 0);
-  a.args = (sl_attention_args){ .q = a.q, .k = a.k, .v = a.v, .out = a.out, .ld_q = ld, .ld_k = ld, .ld_v = ld, .ld_out = d,
-                                .mask = c->mask ? a.mask : NULL, .batch = c->batch, .tokens = c->tokens, .heads = c->heads,
-                                .head_dim = c->head_dim, .scale = 0.3f, .causal = c->causal, .lse = a.lse,
-                                .pattern = a.pattern, .workspace = a.workspace, .workspace_size = size };
+  a.args = (sl_attention_args){ .q = a.q,
+                                .k = a.k,
+                                .v = a.v,
+                                .out = a.out,
+                                .ld_q = ld,
+                                .ld_k = ld,
+                                .ld_v = ld,
+                                .ld_out = d,
+                                .mask = c->mask ? a.mask : NULL,
+                                .batch = c->batch,
+                                .tokens = c->tokens,
+                                .heads = c->heads,
+                                .head_dim = c->head_dim,
+                                .scale = 0.3f,
+                                .causal = c->causal,
+                                .lse = a.lse,
+                                .pattern = a.pattern,
+                                .workspace = a.workspace,
+                                .workspace_size = size };
   return a;
 }
 
 static void free_attention(attention_data *a) {
-  free(a->q), free(a->out), free(a->dout), free(a->grads), free(a->lse), free(a->pattern), free(a->workspace), free(a->mask);
+  free(a->q), free(a->out), free(a->dout), free(a->grads), free(a->lse), free(a->pattern), free(a->workspace),
+      free(a->mask);
 }
 
 /* Weights of one query in float64; all zero when nothing is visible. */
-static void weigh(const attention_case *c, const attention_data *a, int64_t b, int64_t h, int64_t i, double *p) {
+static void weigh(const attention_case *c, const attention_data *a, int64_t b, int64_t h, int64_t i,
+                  double *p) {
   double best = -INFINITY, sum = 0;
   for (int64_t j = 0; j < c->tokens; j++) {
     p[j] = -INFINITY;
     if ((c->causal && j > i) || (c->mask && !a->mask[b * c->tokens + j])) continue;
-    const float *q = a->q + (b * c->tokens + i) * a->ld + h * c->head_dim, *k = a->k + (b * c->tokens + j) * a->ld + h * c->head_dim;
+    const float *q = a->q + (b * c->tokens + i) * a->ld + h * c->head_dim,
+                *k = a->k + (b * c->tokens + j) * a->ld + h * c->head_dim;
     double dot = 0;
     for (int64_t e = 0; e < c->head_dim; e++) dot += (double)q[e] * (double)k[e];
     best = fmax(best, p[j] = dot * (double)0.3f);
@@ -176,7 +255,8 @@ static void weigh(const attention_case *c, const attention_data *a, int64_t b, i
 /* Everything of one (batch, head) in float64, by the definition. */
 static void check_head(const attention_case *c, const attention_data *a, int64_t b, int64_t h) {
   int64_t t = c->tokens, e_max = c->head_dim, rows = c->batch * t;
-  double *p = calloc((size_t)(t + 3 * t * e_max), sizeof *p), *dq = p + t, *dk = dq + t * e_max, *dv = dk + t * e_max;
+  double *p = calloc((size_t)(t + 3 * t * e_max), sizeof *p), *dq = p + t, *dk = dq + t * e_max,
+         *dv = dk + t * e_max;
   double loose = c->size > 1 ? 2e-3 : 5e-6; /* scores of 1e5 carry 1e-2 of rounding into the exponent */
   for (int64_t i = 0; i < t; i++) {
     const float *dout = a->dout + (b * t + i) * a->d + h * e_max;
@@ -185,13 +265,15 @@ static void check_head(const attention_case *c, const attention_data *a, int64_t
     for (int64_t e = 0; e < e_max; e++) {
       double sum = 0;
       for (int64_t j = 0; j < t; j++) sum += p[j] * (double)a->v[(b * t + j) * a->ld + h * e_max + e];
-      check_close("out", (b * t + i) * a->d + h * e_max + e, (double)a->out[(b * t + i) * a->d + h * e_max + e], sum, loose);
+      check_close("out", (b * t + i) * a->d + h * e_max + e,
+                  (double)a->out[(b * t + i) * a->d + h * e_max + e], sum, loose);
       delta += sum * (double)dout[e];
     }
     for (int64_t j = 0; j < t; j++) {
       check_close("pattern", j, (double)a->pattern[((b * c->heads + h) * t + i) * t + j], p[j], loose);
       double dp = 0;
-      for (int64_t e = 0; e < e_max; e++) dp += (double)dout[e] * (double)a->v[(b * t + j) * a->ld + h * e_max + e];
+      for (int64_t e = 0; e < e_max; e++)
+        dp += (double)dout[e] * (double)a->v[(b * t + j) * a->ld + h * e_max + e];
       double ds = p[j] * (dp - delta) * (double)0.3f;
       for (int64_t e = 0; e < e_max; e++) {
         dq[i * e_max + e] += ds * (double)a->k[(b * t + j) * a->ld + h * e_max + e];
@@ -212,8 +294,14 @@ static void check_head(const attention_case *c, const attention_data *a, int64_t
 static void run_attention(const attention_case *c, attention_data *a) {
   int64_t size = c->batch * c->tokens * a->d;
   CHECK(cpu()->kernels->attention(cpu(), &a->args));
-  sl_attention_backward_args back = { .forward = a->args, .dout = a->dout, .dq = a->grads, .dk = a->grads + size,
-                                      .dv = a->grads + 2 * size, .ld_dq = a->d, .ld_dk = a->d, .ld_dv = a->d };
+  sl_attention_backward_args back = { .forward = a->args,
+                                      .dout = a->dout,
+                                      .dq = a->grads,
+                                      .dk = a->grads + size,
+                                      .dv = a->grads + 2 * size,
+                                      .ld_dq = a->d,
+                                      .ld_dk = a->d,
+                                      .ld_dv = a->d };
   CHECK(cpu()->kernels->attention_backward(cpu(), &back));
 }
 
@@ -223,7 +311,8 @@ static void test_attention(void **state) {
     const attention_case *c = &attention_cases[i];
     attention_data a = make_attention(c);
     run_attention(c, &a);
-    for (int64_t pair = 0; pair < c->batch * c->heads; pair++) check_head(c, &a, pair / c->heads, pair % c->heads);
+    for (int64_t pair = 0; pair < c->batch * c->heads; pair++)
+      check_head(c, &a, pair / c->heads, pair % c->heads);
     free_attention(&a);
   }
 }

@@ -1,4 +1,5 @@
-/* The vector functions of vmath.h against libm in float64, over their whole range, with the bounds they state. */
+/* The vector functions of vmath.h against libm in float64, over their whole
+ * range, with the bounds they state. */
 #include "tests/support/numbers.h"
 
 #include "kernels/cpu/vmath.h"
@@ -18,7 +19,8 @@ static void test_exp(void **state) {
   for (float x = -87.0f; x < 88.7f; x += 0.00137f) worst = fmax(worst, ulps(slk_exp(x), exp((double)x)));
   for (float x = -1e-3f; x < 1e-3f; x += 1.7e-7f) worst = fmax(worst, ulps(slk_exp(x), exp((double)x)));
   assert_true(worst <= 1.5);
-  for (float x = -104.0f; x < -87.0f; x += 0.01f) check_close("subnormal", 0, (double)slk_exp(x), exp((double)x), 3e-45);
+  for (float x = -104.0f; x < -87.0f; x += 0.01f)
+    check_close("subnormal", 0, (double)slk_exp(x), exp((double)x), 3e-45);
   assert_true(slk_exp(89.0f) == INFINITY && slk_exp(1e30f) == INFINITY && slk_exp(INFINITY) == INFINITY);
   assert_true(slk_exp(-200.0f) == 0 && slk_exp(-INFINITY) == 0 && isnan(slk_exp(NAN)) && slk_exp(0) == 1);
 }
@@ -39,7 +41,8 @@ static void test_tanh_and_sigmoid(void **state) {
 static void test_gelu(void **state) {
   (void)state;
   for (float x = -16.0f; x < 16.0f; x += 0.00031f) {
-    double d = (double)x, density = exp(-d * d / 2) / sqrt(2 * 3.14159265358979323846), cubic = 0.7978845608028654 * (d + 0.044715 * d * d * d);
+    double d = (double)x, density = exp(-d * d / 2) / sqrt(2 * 3.14159265358979323846),
+           cubic = 0.7978845608028654 * (d + 0.044715 * d * d * d);
     float gauss, cdf = slk_normal_cdf(x, &gauss);
     assert_true(fabs((double)cdf - phi(d)) <= 2e-7);
     if (x > -5 && x < 0) assert_true(fabs((double)cdf / phi(d) - 1) <= 1e-6);

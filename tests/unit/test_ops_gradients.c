@@ -1,9 +1,11 @@
 /* Every differentiable operation against finite differences.
  *
- * The scalar under test is L(x) = sum c_i f(x)_i with fixed random c, summed in float64. Each entry of each input is
- * moved by h and 2h and the fourth-order difference (8 (L(h) - L(-h)) - (L(2h) - L(-2h))) / 12h compared with
- * the tape's gradient. With h = 0.02 the rounding of float32 leaves about 1e-5 and the truncation less, so the
- * tolerance of 1e-3 passes correct code easily and no wrong factor, sign or index. */
+ * The scalar under test is L(x) = sum c_i f(x)_i with fixed random c, summed in
+ * float64. Each entry of each input is moved by h and 2h and the fourth-order
+ * difference (8 (L(h) - L(-h)) - (L(2h) - L(-2h))) / 12h compared with the
+ * tape's gradient. With h = 0.02 the rounding of float32 leaves about 1e-5 and
+ * the truncation less, so the tolerance of 1e-3 passes correct code easily and
+ * no wrong factor, sign or index. */
 #include "tests/support/numbers.h"
 
 #include "core/base/mem.h"
@@ -26,8 +28,10 @@ typedef struct {
 
 /* -- The operations, each as a function of tracked inputs only -- */
 
-#define BINARY_CASE(id, op) \
-  static sl_status run_##id(sl_tensor *const *x, sl_tensor **out) { return sl_binary(SL_BINARY_##op, x[0], x[1], out); }
+#define BINARY_CASE(id, op)                                                                                  \
+  static sl_status run_##id(sl_tensor *const *x, sl_tensor **out) {                                          \
+    return sl_binary(SL_BINARY_##op, x[0], x[1], out);                                                       \
+  }
 BINARY_CASE(add, ADD)
 BINARY_CASE(sub, SUB)
 BINARY_CASE(mul, MUL)
@@ -36,8 +40,10 @@ BINARY_CASE(maximum, MAX)
 BINARY_CASE(minimum, MIN)
 
 static const float scalar = 0.37f;
-#define UNARY_CASE(id, op) \
-  static sl_status run_##id(sl_tensor *const *x, sl_tensor **out) { return sl_unary(SL_UNARY_##op, x[0], scalar, out); }
+#define UNARY_CASE(id, op)                                                                                   \
+  static sl_status run_##id(sl_tensor *const *x, sl_tensor **out) {                                          \
+    return sl_unary(SL_UNARY_##op, x[0], scalar, out);                                                       \
+  }
 UNARY_CASE(neg, NEG)
 UNARY_CASE(exp, EXP)
 UNARY_CASE(log, LOG)
@@ -55,8 +61,10 @@ UNARY_CASE(pow_scalar, POW_SCALAR)
 UNARY_CASE(clamp_min, CLAMP_MIN)
 UNARY_CASE(clamp_max, CLAMP_MAX)
 
-#define REDUCE_CASE(id, op, dim, keep) \
-  static sl_status run_##id(sl_tensor *const *x, sl_tensor **out) { return sl_reduce(SL_REDUCE_##op, x[0], dim, keep, out); }
+#define REDUCE_CASE(id, op, dim, keep)                                                                       \
+  static sl_status run_##id(sl_tensor *const *x, sl_tensor **out) {                                          \
+    return sl_reduce(SL_REDUCE_##op, x[0], dim, keep, out);                                                  \
+  }
 REDUCE_CASE(sum_first, SUM, 0, false)
 REDUCE_CASE(sum_last, SUM, -1, true)
 REDUCE_CASE(mean_middle, MEAN, 1, false)
@@ -66,7 +74,8 @@ REDUCE_CASE(min_all, MIN, SL_ALL_DIMS, false)
 
 static sl_status run_matmul(sl_tensor *const *x, sl_tensor **out) { return sl_matmul(x[0], x[1], out); }
 
-/* Through views that gemm takes as they are: a' (transposed) times a slice of b. */
+/* Through views that gemm takes as they are: a' (transposed) times a slice of
+ * b. */
 static sl_status run_matmul_views(sl_tensor *const *x, sl_tensor **out) {
   sl_tensor *a = NULL, *b = NULL;
   sl_status status = sl_transpose(x[0], 0, 1, &a);
@@ -77,16 +86,22 @@ static sl_status run_matmul_views(sl_tensor *const *x, sl_tensor **out) {
   return status;
 }
 
-#define LINEAR_CASE(id, act) \
-  static sl_status run_linear_##id(sl_tensor *const *x, sl_tensor **out) { return sl_linear(x[0], x[1], x[2], act, out); }
+#define LINEAR_CASE(id, act)                                                                                 \
+  static sl_status run_linear_##id(sl_tensor *const *x, sl_tensor **out) {                                   \
+    return sl_linear(x[0], x[1], x[2], act, out);                                                            \
+  }
 LINEAR_CASE(none, SL_ACT_NONE)
 LINEAR_CASE(relu, SL_ACT_RELU)
 LINEAR_CASE(gelu, SL_ACT_GELU_ERF)
 LINEAR_CASE(gelu_tanh, SL_ACT_GELU_TANH)
 LINEAR_CASE(tanh, SL_ACT_TANH)
-static sl_status run_linear_bare(sl_tensor *const *x, sl_tensor **out) { return sl_linear(x[0], x[1], NULL, SL_ACT_NONE, out); }
+static sl_status run_linear_bare(sl_tensor *const *x, sl_tensor **out) {
+  return sl_linear(x[0], x[1], NULL, SL_ACT_NONE, out);
+}
 
-static sl_status run_reshape(sl_tensor *const *x, sl_tensor **out) { return sl_reshape(x[0], 2, (int64_t[]){ -1, 4 }, out); }
+static sl_status run_reshape(sl_tensor *const *x, sl_tensor **out) {
+  return sl_reshape(x[0], 2, (int64_t[]){ -1, 4 }, out);
+}
 static sl_status run_transpose(sl_tensor *const *x, sl_tensor **out) {
   sl_tensor *view = NULL;
   sl_status status = sl_transpose(x[0], 0, -1, &view);
@@ -96,7 +111,9 @@ static sl_status run_transpose(sl_tensor *const *x, sl_tensor **out) {
 }
 static sl_status run_slice(sl_tensor *const *x, sl_tensor **out) { return sl_slice(x[0], 1, 1, 2, out); }
 static sl_status run_select(sl_tensor *const *x, sl_tensor **out) { return sl_select(x[0], 1, 2, out); }
-static sl_status run_expand(sl_tensor *const *x, sl_tensor **out) { return sl_expand(x[0], 3, (int64_t[]){ 2, 3, 4 }, out); }
+static sl_status run_expand(sl_tensor *const *x, sl_tensor **out) {
+  return sl_expand(x[0], 3, (int64_t[]){ 2, 3, 4 }, out);
+}
 static sl_status run_concat(sl_tensor *const *x, sl_tensor **out) { return sl_concat(3, x, 1, out); }
 static sl_status run_concat_many(sl_tensor *const *x, sl_tensor **out) {
   sl_tensor *many[8] = { x[0], x[1], x[0], x[1], x[1], x[0], x[0], x[1] };
@@ -113,7 +130,8 @@ static sl_status run_layer_norm_residual(sl_tensor *const *x, sl_tensor **out) {
   return sl_layer_norm(x[0], x[1], x[2], x[3], 1e-5f, NULL, out);
 }
 
-/* Two heads of 3, five tokens, the last of batch 2 and the first of batch 1 padding. */
+/* Two heads of 3, five tokens, the last of batch 2 and the first of batch 1
+ * padding. */
 static sl_status run_attention_with(sl_tensor *const *x, bool causal, bool masked, sl_tensor **out) {
   static const uint8_t bytes[10] = { 0, 1, 1, 1, 1, 1, 1, 1, 1, 0 };
   sl_tensor *mask = NULL;
@@ -126,9 +144,14 @@ static sl_status run_attention_with(sl_tensor *const *x, bool causal, bool maske
   sl_tensor_release(mask);
   return status;
 }
-static sl_status run_attention(sl_tensor *const *x, sl_tensor **out) { return run_attention_with(x, false, false, out); }
-static sl_status run_attention_causal(sl_tensor *const *x, sl_tensor **out) { return run_attention_with(x, true, true, out); }
-static sl_status run_attention_fused(sl_tensor *const *x, sl_tensor **out) { /* q, k, v as slices of one product */
+static sl_status run_attention(sl_tensor *const *x, sl_tensor **out) {
+  return run_attention_with(x, false, false, out);
+}
+static sl_status run_attention_causal(sl_tensor *const *x, sl_tensor **out) {
+  return run_attention_with(x, true, true, out);
+}
+static sl_status run_attention_fused(sl_tensor *const *x,
+                                     sl_tensor **out) { /* q, k, v as slices of one product */
   sl_tensor *parts[3] = { NULL };
   sl_status status = SL_OK;
   for (int i = 0; i < 3 && status == SL_OK; i++) status = sl_slice(x[0], 2, 6 * i, 6, &parts[i]);
@@ -163,7 +186,9 @@ static sl_status run_cross_entropy(sl_tensor *const *x, sl_tensor **out) {
   return status;
 }
 static sl_status run_mse_loss(sl_tensor *const *x, sl_tensor **out) { return sl_mse_loss(x[0], x[1], out); }
-static sl_status run_dropout(sl_tensor *const *x, sl_tensor **out) { return sl_dropout(x[0], 0.4f, 7, 3, out); }
+static sl_status run_dropout(sl_tensor *const *x, sl_tensor **out) {
+  return sl_dropout(x[0], 0.4f, 7, 3, out);
+}
 static sl_status run_topk_with(sl_tensor *const *x, bool absolute, sl_tensor **out) {
   sl_tensor *indices = NULL;
   sl_status status = sl_topk(x[0], 2, absolute, out, &indices);
@@ -171,14 +196,17 @@ static sl_status run_topk_with(sl_tensor *const *x, bool absolute, sl_tensor **o
   return status;
 }
 static sl_status run_topk(sl_tensor *const *x, sl_tensor **out) { return run_topk_with(x, false, out); }
-static sl_status run_topk_absolute(sl_tensor *const *x, sl_tensor **out) { return run_topk_with(x, true, out); }
+static sl_status run_topk_absolute(sl_tensor *const *x, sl_tensor **out) {
+  return run_topk_with(x, true, out);
+}
 static sl_status run_sparse_decode(sl_tensor *const *x, sl_tensor **out) {
   sl_tensor *ids = make_ids(2, (int64_t[]){ 3, 2 }, (int32_t[]){ 4, 0, 4, 1, 2, 4 });
   sl_status status = sl_sparse_decode(x[0], ids, x[1], x[2], out);
   sl_tensor_release(ids);
   return status;
 }
-static sl_status run_cast(sl_tensor *const *x, sl_tensor **out) { /* there and back would round: only f32 copies */
+static sl_status run_cast(sl_tensor *const *x,
+                          sl_tensor **out) { /* there and back would round: only f32 copies */
   sl_tensor *copy = NULL;
   sl_status status = sl_mul(x[0], x[0], &copy);
   if (status == SL_OK) status = sl_cast(copy, SL_F32, out);
@@ -186,10 +214,18 @@ static sl_status run_cast(sl_tensor *const *x, sl_tensor **out) { /* there and b
   return status;
 }
 
-#define ONE(r, ...) 1, { { r, { __VA_ARGS__ }, 0 } }
-#define ONE_AT(o, r, ...) 1, { { r, { __VA_ARGS__ }, o } }
-#define S(r, ...) { r, { __VA_ARGS__ }, 0 }
-#define AT(o, r, ...) { r, { __VA_ARGS__ }, o }
+#define ONE(r, ...)                                                                                          \
+  1, {                                                                                                       \
+    { r, { __VA_ARGS__ }, 0 }                                                                                \
+  }
+#define ONE_AT(o, r, ...)                                                                                    \
+  1, {                                                                                                       \
+    { r, { __VA_ARGS__ }, o }                                                                                \
+  }
+#define S(r, ...)                                                                                            \
+  { r, { __VA_ARGS__ }, 0 }
+#define AT(o, r, ...)                                                                                        \
+  { r, { __VA_ARGS__ }, o }
 
 static const gradient_case cases[] = {
   { "add", run_add, 2, { S(3, 2, 3, 4), S(1, 4) } },
@@ -267,13 +303,15 @@ static double evaluate(const gradient_case *c, sl_tensor *const *inputs, const f
   CHECK(c->run(inputs, &y));
   CHECK(sl_tensor_contiguous(y, &dense));
   double sum = 0;
-  for (int64_t i = 0; i < sl_tensor_count(dense); i++) sum += (double)weights[i] * (double)sl_tensor_f32(dense)[i];
+  for (int64_t i = 0; i < sl_tensor_count(dense); i++)
+    sum += (double)weights[i] * (double)sl_tensor_f32(dense)[i];
   sl_tensor_release(dense);
   sl_tensor_release(y);
   return sum;
 }
 
-/* Every gradient through the tape, left in inputs[i]->grad; returns the weights of L. */
+/* Every gradient through the tape, left in inputs[i]->grad; returns the weights
+ * of L. */
 static float *run_backward(const gradient_case *c, sl_tensor *const *inputs) {
   sl_tape *tape;
   sl_tensor *y = NULL, *seed;
@@ -291,7 +329,8 @@ static float *run_backward(const gradient_case *c, sl_tensor *const *inputs) {
   return weights;
 }
 
-static double difference(const gradient_case *c, sl_tensor *const *inputs, float *entry, const float *weights) {
+static double difference(const gradient_case *c, sl_tensor *const *inputs, float *entry,
+                         const float *weights) {
   const float h = 0.02f, at = *entry;
   double sides[4];
   const float steps[4] = { h, -h, 2 * h, -2 * h };
@@ -303,13 +342,15 @@ static double difference(const gradient_case *c, sl_tensor *const *inputs, float
   return (8 * (sides[0] - sides[1]) - (sides[2] - sides[3])) / (12 * (double)h);
 }
 
-/* 24 values 0.13 apart in a scattered order, shifted so that no step of 2h = 0.04 crosses a kink (0, the scalar 0.37)
- * or swaps two neighbours in value or size; the second input sits between the values of the first. */
+/* 24 values 0.13 apart in a scattered order, shifted so that no step of 2h =
+ * 0.04 crosses a kink (0, the scalar 0.37) or swaps two neighbours in value or
+ * size; the second input sits between the values of the first. */
 static sl_tensor *make_input(const gradient_case *c, int i) {
   sl_tensor *x = make_tensor(c->inputs[i].rank, c->inputs[i].shape, 1.0f, 1);
   float *values = sl_tensor_f32(x);
   for (int64_t j = 0; j < sl_tensor_count(x); j++) {
-    values[j] = (float)((7 * j + 5 * i) % 24 - 12) * 0.13f + 0.0433f + 0.065f * (float)(i % 2) + c->inputs[i].offset;
+    values[j] =
+        (float)((7 * j + 5 * i) % 24 - 12) * 0.13f + 0.0433f + 0.065f * (float)(i % 2) + c->inputs[i].offset;
   }
   x->requires_grad = true;
   return x;
@@ -325,7 +366,8 @@ static void check_case(const gradient_case *c) {
       double got = (double)sl_tensor_f32(inputs[i]->grad)[j];
       double want = difference(c, inputs, &sl_tensor_f32(inputs[i])[j], weights);
       if (fabs(got - want) > 1e-3 * (1 + fabs(want))) {
-        fail_msg("%s: d / d input %d [%lld]: tape %.6f, difference %.6f", c->name, i + 1, (long long)j, got, want);
+        fail_msg("%s: d / d input %d [%lld]: tape %.6f, difference %.6f", c->name, i + 1, (long long)j, got,
+                 want);
       }
     }
   }
@@ -357,8 +399,9 @@ static void test_untracked_inputs_get_none(void **state) {
   }
 }
 
-/* Torture: in forward and backward of every operation the n-th allocation fails, for every n until none is left.
- * Each failure must be a clean SL_ENOMEM and leave nothing behind. */
+/* Torture: in forward and backward of every operation the n-th allocation
+ * fails, for every n until none is left. Each failure must be a clean SL_ENOMEM
+ * and leave nothing behind. */
 static sl_status forward_backward(const gradient_case *c, sl_tensor *const *inputs) {
   sl_tape *tape;
   sl_tensor *y = NULL, *sum = NULL;
@@ -373,7 +416,8 @@ static sl_status forward_backward(const gradient_case *c, sl_tensor *const *inpu
   return status;
 }
 
-/* The case functions make their id and mask tensors with CHECK, so those with constants are left to test_ops. */
+/* The case functions make their id and mask tensors with CHECK, so those with
+ * constants are left to test_ops. */
 static bool allocates_constants(const gradient_case *c) {
   return c->run == run_embedding || c->run == run_gather_rows || c->run == run_cross_entropy ||
          c->run == run_sparse_decode || c->run == run_attention_causal || c->run == run_attention_fused;
@@ -393,7 +437,8 @@ static void test_torture(void **state) {
       sl_mem_fail_at(++n);
       status = forward_backward(c, inputs);
       sl_mem_fail_at(0);
-      if (status != SL_OK && status != SL_ENOMEM) fail_msg("%s: allocation %lld: %s", c->name, (long long)n, sl_last_error());
+      if (status != SL_OK && status != SL_ENOMEM)
+        fail_msg("%s: allocation %lld: %s", c->name, (long long)n, sl_last_error());
       for (int j = 0; j < c->n; j++) sl_tensor_clear_grad(inputs[j]);
       sl_pool_trim();
       if (sl_mem_get_stats().blocks != blocks) fail_msg("%s: allocation %lld leaks", c->name, (long long)n);

@@ -1,4 +1,5 @@
-/* What operations refuse, and how they say it; out=, comparisons, in-place rows, bf16, interruption. */
+/* What operations refuse, and how they say it; out=, comparisons, in-place
+ * rows, bf16, interruption. */
 #include "tests/support/numbers.h"
 
 #include "core/base/interrupt.h"
@@ -6,11 +7,14 @@
 #include "core/ops/nn.h"
 #include "core/ops/sparse.h"
 
-#define SHAPE(...) (const int64_t[]){ __VA_ARGS__ }
+#define SHAPE(...)                                                                                           \
+  (const int64_t[]) { __VA_ARGS__ }
 
-/* The call fails with this code, and its message holds all of the given words. */
+/* The call fails with this code, and its message holds all of the given words.
+ */
 static void check_refused(sl_status status, sl_status code, const char *first, const char *second) {
-  if (status != code) fail_msg("expected %s, got %s: %s", sl_status_name(code), sl_status_name(status), sl_last_error());
+  if (status != code)
+    fail_msg("expected %s, got %s: %s", sl_status_name(code), sl_status_name(status), sl_last_error());
   if (strstr(sl_last_error(), first) == NULL || strstr(sl_last_error(), second) == NULL) {
     fail_msg("message \"%s\" lacks \"%s\" or \"%s\"", sl_last_error(), first, second);
   }
@@ -25,18 +29,22 @@ static sl_tensor *make_ids(int64_t n, const int32_t *ids) {
 
 static void test_shapes(void **state) {
   (void)state;
-  sl_tensor *a = make_tensor(2, SHAPE(32, 768), 1, 1), *b = make_tensor(2, SHAPE(512, 3072), 1, 1), *c = make_tensor(1, SHAPE(5), 1, 1);
+  sl_tensor *a = make_tensor(2, SHAPE(32, 768), 1, 1), *b = make_tensor(2, SHAPE(512, 3072), 1, 1),
+            *c = make_tensor(1, SHAPE(5), 1, 1);
   sl_tensor *out = NULL, *ids = NULL, *x = make_tensor(3, SHAPE(2, 4, 6), 1, 1);
   sl_attention_options heads = { .heads = 4 };
-  check_refused(sl_matmul(a, b, &out), SL_ESHAPE, "matmul: a [32 x 768], b [512 x 3072]", "inner sizes 768 and 512 differ");
+  check_refused(sl_matmul(a, b, &out), SL_ESHAPE, "matmul: a [32 x 768], b [512 x 3072]",
+                "inner sizes 768 and 512 differ");
   check_refused(sl_matmul(a, c, &out), SL_ESHAPE, "matmul", "2 or 3 dimensions");
   check_refused(sl_add(a, b, &out), SL_ESHAPE, "add: a [32 x 768]", "do not broadcast");
   check_refused(sl_linear(a, b, NULL, SL_ACT_NONE, &out), SL_ESHAPE, "linear: x [32 x 768]", "[d_out, d_in]");
   check_refused(sl_linear(a, a, c, SL_ACT_NONE, &out), SL_ESHAPE, "linear", "expected b [32]");
   check_refused(sl_reduce(SL_REDUCE_SUM, a, 2, false, &out), SL_ESHAPE, "sum: [32 x 768]", "no dimension 3");
-  check_refused(sl_layer_norm(a, NULL, c, c, 0, NULL, &out), SL_ESHAPE, "layer_norm", "a weight of shape [768]");
+  check_refused(sl_layer_norm(a, NULL, c, c, 0, NULL, &out), SL_ESHAPE, "layer_norm",
+                "a weight of shape [768]");
   check_refused(sl_layer_norm(a, b, c, c, 0, NULL, &out), SL_ESHAPE, "residual [512 x 3072]", "differ");
-  check_refused(sl_attention(x, x, x, NULL, &heads, &out), SL_ESHAPE, "attention", "6 does not divide into 4 heads");
+  check_refused(sl_attention(x, x, x, NULL, &heads, &out), SL_ESHAPE, "attention",
+                "6 does not divide into 4 heads");
   check_refused(sl_topk(a, 769, false, &out, &ids), SL_EINVAL, "topk: k = 769", "1 .. 768");
   check_refused(sl_topk(a, 0, false, &out, &ids), SL_EINVAL, "topk", "expected 1");
   check_refused(sl_mse_loss(a, b, &out), SL_ESHAPE, "mse_loss", "differ");
@@ -50,8 +58,10 @@ static void test_shapes(void **state) {
 
 static void test_ids_and_dtypes(void **state) {
   (void)state;
-  sl_tensor *table = make_tensor(2, SHAPE(4, 3), 1, 1), *out = NULL, *high = make_ids(3, (int32_t[]){ 1, 4, 0 });
-  sl_tensor *low = make_ids(3, (int32_t[]){ 1, 0, -1 }), *ignored = make_ids(4, (int32_t[]){ -1, -1, -100, -1 });
+  sl_tensor *table = make_tensor(2, SHAPE(4, 3), 1, 1), *out = NULL,
+            *high = make_ids(3, (int32_t[]){ 1, 4, 0 });
+  sl_tensor *low = make_ids(3, (int32_t[]){ 1, 0, -1 }),
+            *ignored = make_ids(4, (int32_t[]){ -1, -1, -100, -1 });
   check_refused(sl_embedding(table, high, &out), SL_EINVAL, "embedding: id 4 at position 2", "0 .. 3");
   check_refused(sl_gather_rows(table, low, &out), SL_EINVAL, "gather_rows: id -1 at position 3", "0 .. 3");
   check_refused(sl_cross_entropy(table, ignored, NULL, &out), SL_EINVAL, "cross_entropy", "no target");
@@ -63,10 +73,12 @@ static void test_ids_and_dtypes(void **state) {
 
 static void test_out(void **state) {
   (void)state;
-  sl_tensor *x = make_tensor(2, SHAPE(3, 4), 1, 1), *out = make_tensor(2, SHAPE(3, 4), 1, 2), *kept = out, *wrong = make_tensor(1, SHAPE(4), 1, 1);
+  sl_tensor *x = make_tensor(2, SHAPE(3, 4), 1, 1), *out = make_tensor(2, SHAPE(3, 4), 1, 2), *kept = out,
+            *wrong = make_tensor(1, SHAPE(4), 1, 1);
   CHECK(sl_unary(SL_UNARY_MUL_SCALAR, x, 2, &out));
   assert_ptr_equal(out, kept);
-  for (int i = 0; i < 12; i++) check_close("out", i, (double)sl_tensor_f32(out)[i], 2 * (double)sl_tensor_f32(x)[i], 0);
+  for (int i = 0; i < 12; i++)
+    check_close("out", i, (double)sl_tensor_f32(out)[i], 2 * (double)sl_tensor_f32(x)[i], 0);
   sl_tensor *given = wrong;
   assert_int_equal(sl_softmax(x, false, &given), SL_ESHAPE);
   assert_ptr_equal(given, wrong); /* a caller's tensor is never taken */
@@ -100,7 +112,8 @@ static void test_what_is_not_recorded(void **state) {
   assert_ptr_equal(out[2]->storage, x->storage);
   for (int r = 0; r < 3; r++) {
     int best = 0;
-    for (int i = 1; i < 4; i++) best = sl_tensor_f32(x)[4 * r + i] > sl_tensor_f32(x)[4 * r + best] ? i : best;
+    for (int i = 1; i < 4; i++)
+      best = sl_tensor_f32(x)[4 * r + i] > sl_tensor_f32(x)[4 * r + best] ? i : best;
     assert_int_equal(((int32_t *)sl_tensor_data(out[1]))[r], best);
   }
   sl_tape_release(tape);
@@ -110,7 +123,8 @@ static void test_what_is_not_recorded(void **state) {
 
 static void test_bf16(void **state) {
   (void)state;
-  sl_tensor *x = make_tensor(2, SHAPE(9, 33), 1, 1), *W = make_tensor(2, SHAPE(17, 33), 1, 2), *half = NULL, *full = NULL, *y = NULL;
+  sl_tensor *x = make_tensor(2, SHAPE(9, 33), 1, 1), *W = make_tensor(2, SHAPE(17, 33), 1, 2), *half = NULL,
+            *full = NULL, *y = NULL;
   CHECK(sl_cast(W, SL_BF16, &half));
   CHECK(sl_linear(x, W, NULL, SL_ACT_NONE, &full));
   sl_status status = sl_linear(x, half, NULL, SL_ACT_NONE, &y);
@@ -125,9 +139,11 @@ static void test_bf16(void **state) {
   x->requires_grad = true;
   sl_tape_start(tape);
   sl_tensor *none = NULL;
-  check_refused(sl_linear(x, half, NULL, SL_ACT_NONE, &none), SL_EDTYPE, "linear: a bf16 product has no gradient", "f32");
+  check_refused(sl_linear(x, half, NULL, SL_ACT_NONE, &none), SL_EDTYPE,
+                "linear: a bf16 product has no gradient", "f32");
   sl_tape_release(tape);
-  sl_tensor_release(x), sl_tensor_release(W), sl_tensor_release(half), sl_tensor_release(full), sl_tensor_release(y);
+  sl_tensor_release(x), sl_tensor_release(W), sl_tensor_release(half), sl_tensor_release(full),
+      sl_tensor_release(y);
 }
 
 static void test_dropout(void **state) {
@@ -167,7 +183,8 @@ static void test_normalize_rows(void **state) {
   sl_tensor_release(view), sl_tensor_release(W);
 }
 
-/* The softmax weights that attention hands out sum to one where a key is visible. */
+/* The softmax weights that attention hands out sum to one where a key is
+ * visible. */
 static void test_attention_pattern(void **state) {
   (void)state;
   sl_tensor *x = make_tensor(3, SHAPE(2, 5, 6), 1, 1), *out = NULL, *pattern = NULL;
@@ -194,7 +211,8 @@ static void test_interrupt(void **state) {
   sl_tensor_release(x), sl_tensor_release(out);
 }
 
-/* A device whose table lacks a kernel: the message names both; nothing runs elsewhere. */
+/* A device whose table lacks a kernel: the message names both; nothing runs
+ * elsewhere. */
 static void test_empty_slot(void **state) {
   (void)state;
   sl_kernels kernels = *sl_cpu_device()->kernels;

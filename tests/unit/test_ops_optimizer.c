@@ -7,9 +7,12 @@
 enum { n = 37, steps = 5 };
 
 /* One parameter in float64, stepped by the textbook. */
-typedef struct { double w[n], m[n], v[n]; } reference;
+typedef struct {
+  double w[n], m[n], v[n];
+} reference;
 
-static void reference_step(reference *r, const sl_optimizer_options *o, const float *g, double lr, double scale, int t) {
+static void reference_step(reference *r, const sl_optimizer_options *o, const float *g, double lr,
+                           double scale, int t) {
   for (int i = 0; i < n; i++) {
     double slope = scale * (double)g[i], wd = (double)o->weight_decay;
     if (o->kind != SL_OPTIMIZER_ADAMW) slope += wd * r->w[i];
@@ -62,7 +65,9 @@ static void check_kind(const sl_optimizer_options *options, int n_states, const 
 
 static void test_kinds(void **state) {
   (void)state;
-  sl_optimizer_options adam = { .kind = SL_OPTIMIZER_ADAM, .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f, .weight_decay = 0.1f };
+  sl_optimizer_options adam = {
+    .kind = SL_OPTIMIZER_ADAM, .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f, .weight_decay = 0.1f
+  };
   check_kind(&adam, 2, "w.m");
   adam.kind = SL_OPTIMIZER_ADAMW;
   check_kind(&adam, 2, "w.m");
@@ -76,9 +81,12 @@ static void test_kinds(void **state) {
 static void test_exemptions(void **state) {
   (void)state;
   int64_t shape = n;
-  sl_optimizer_options options = { .kind = SL_OPTIMIZER_ADAMW, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.5f };
+  sl_optimizer_options options = {
+    .kind = SL_OPTIMIZER_ADAMW, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.5f
+  };
   sl_optimizer *o;
-  sl_tensor *idle = make_tensor(1, &shape, 1.0f, 1), *bias = make_tensor(1, &shape, 1.0f, 1), *before = make_tensor(1, &shape, 1.0f, 1);
+  sl_tensor *idle = make_tensor(1, &shape, 1.0f, 1), *bias = make_tensor(1, &shape, 1.0f, 1),
+            *before = make_tensor(1, &shape, 1.0f, 1);
   CHECK(sl_optimizer_create(&options, &o));
   CHECK(sl_optimizer_add(o, "idle", idle, 1, true));
   CHECK(sl_optimizer_add(o, "bias", bias, 1, false));

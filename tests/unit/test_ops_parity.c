@@ -1,4 +1,5 @@
-/* Every operation, forward and backward, against what PyTorch computed (tests/parity/ops.py), within 1e-5. */
+/* Every operation, forward and backward, against what PyTorch computed
+ * (tests/parity/ops.py), within 1e-5. */
 #include "tests/support/numbers.h"
 
 #include <stdio.h>
@@ -16,8 +17,11 @@ typedef struct {
   sl_status (*run)(sl_tensor *const *x, sl_tensor *ids, sl_tensor **out);
 } parity_case;
 
-#define CASE(id, call) \
-  static sl_status run_##id(sl_tensor *const *x, sl_tensor *ids, sl_tensor **out) { (void)ids; return call; }
+#define CASE(id, call)                                                                                       \
+  static sl_status run_##id(sl_tensor *const *x, sl_tensor *ids, sl_tensor **out) {                          \
+    (void)ids;                                                                                               \
+    return call;                                                                                             \
+  }
 
 CASE(add, sl_add(x[0], x[1], out))
 CASE(sub, sl_sub(x[0], x[1], out))
@@ -75,16 +79,37 @@ CASE(topk, select_largest(x, false, out))
 CASE(topk_absolute, select_largest(x, true, out))
 
 static const parity_case cases[] = {
-  { "add", 2, run_add }, { "sub", 2, run_sub }, { "mul", 2, run_mul }, { "div", 2, run_div },
-  { "maximum", 2, run_maximum }, { "minimum", 2, run_minimum }, { "gelu", 1, run_gelu },
-  { "gelu_tanh", 1, run_gelu_tanh }, { "exp", 1, run_exp }, { "tanh", 1, run_tanh }, { "sigmoid", 1, run_sigmoid },
-  { "sum", 1, run_sum }, { "mean", 1, run_mean }, { "max", 1, run_max }, { "min", 1, run_min },
-  { "matmul", 2, run_matmul }, { "matmul_batched", 2, run_matmul }, { "linear", 3, run_linear },
-  { "linear_gelu", 3, run_linear_gelu }, { "linear_relu", 3, run_linear_relu }, { "softmax", 1, run_softmax },
-  { "log_softmax", 1, run_log_softmax }, { "layer_norm", 4, run_layer_norm }, { "attention", 3, run_attention },
-  { "attention_causal", 3, run_attention_causal }, { "embedding", 1, run_embedding },
-  { "cross_entropy", 1, run_cross_entropy }, { "mse_loss", 2, run_mse_loss }, { "topk", 1, run_topk },
-  { "topk_absolute", 1, run_topk_absolute }, { "sparse_decode", 3, run_sparse_decode },
+  { "add", 2, run_add },
+  { "sub", 2, run_sub },
+  { "mul", 2, run_mul },
+  { "div", 2, run_div },
+  { "maximum", 2, run_maximum },
+  { "minimum", 2, run_minimum },
+  { "gelu", 1, run_gelu },
+  { "gelu_tanh", 1, run_gelu_tanh },
+  { "exp", 1, run_exp },
+  { "tanh", 1, run_tanh },
+  { "sigmoid", 1, run_sigmoid },
+  { "sum", 1, run_sum },
+  { "mean", 1, run_mean },
+  { "max", 1, run_max },
+  { "min", 1, run_min },
+  { "matmul", 2, run_matmul },
+  { "matmul_batched", 2, run_matmul },
+  { "linear", 3, run_linear },
+  { "linear_gelu", 3, run_linear_gelu },
+  { "linear_relu", 3, run_linear_relu },
+  { "softmax", 1, run_softmax },
+  { "log_softmax", 1, run_log_softmax },
+  { "layer_norm", 4, run_layer_norm },
+  { "attention", 3, run_attention },
+  { "attention_causal", 3, run_attention_causal },
+  { "embedding", 1, run_embedding },
+  { "cross_entropy", 1, run_cross_entropy },
+  { "mse_loss", 2, run_mse_loss },
+  { "topk", 1, run_topk },
+  { "topk_absolute", 1, run_topk_absolute },
+  { "sparse_decode", 3, run_sparse_decode },
 };
 
 static sl_safetensors *fixture;
@@ -92,8 +117,10 @@ static sl_safetensors *fixture;
 /* "case/part" or "case/part<i>" as a tensor; NULL when the fixture has none. */
 static sl_tensor *load(const char *name, const char *part, int index) {
   char full[80];
-  if (index < 0) snprintf(full, sizeof full, "%s/%s", name, part);
-  else snprintf(full, sizeof full, "%s/%s%d", name, part, index);
+  if (index < 0)
+    snprintf(full, sizeof full, "%s/%s", name, part);
+  else
+    snprintf(full, sizeof full, "%s/%s%d", name, part, index);
   const sl_safetensor *entry = sl_safetensors_find(fixture, full);
   if (entry == NULL) return NULL;
   sl_tensor *x;
@@ -113,7 +140,8 @@ static void check_equal(const char *name, const char *part, const sl_tensor *got
 }
 
 static void check_case(const parity_case *c) {
-  sl_tensor *inputs[most_inputs] = { NULL }, *ids = load(c->name, "ids", -1), *seed = load(c->name, "seed", -1), *y = NULL;
+  sl_tensor *inputs[most_inputs] = { NULL }, *ids = load(c->name, "ids", -1),
+            *seed = load(c->name, "seed", -1), *y = NULL;
   sl_tape *tape;
   for (int i = 0; i < c->n; i++) {
     inputs[i] = load(c->name, "in", i);

@@ -2,9 +2,17 @@
 --
 --   saelua tests/recipes/run_smoke.lua RECIPE        (also: luajit ...)
 --
--- Environment: SAELUA_BIN the program, SAELUA_ROOT the source tree, SAELUA_BUILD where the folder is made.
+-- Environment: SAELUA_BIN the program, SAELUA_ROOT the source tree, SAELUA_BUILD where the folder is made;
+-- without them: the working folder and its build/dev.
 
-local root = os.getenv "SAELUA_ROOT" or "."
+local function working_folder()
+  local pipe = assert(io.popen "pwd")
+  local path = pipe:read "*l"
+  pipe:close()
+  return path
+end
+
+local root = os.getenv "SAELUA_ROOT" or working_folder()
 local program = os.getenv "SAELUA_BIN" or root .. "/build/dev/saelua"
 local build = os.getenv "SAELUA_BUILD" or root .. "/build/dev"
 

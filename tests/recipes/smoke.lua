@@ -12,15 +12,40 @@
 -- A recipe without an entry fails: every recipe has a smoke run.
 local help = { args = { "--help" }, prints = { "%-%-[%w_]+" } }
 
+local function run(more)
+  local args = { "--save_dir", "output", "--run_name", "smoke" }
+  for _, word in ipairs(more) do args[#args + 1] = word end
+  return {
+    args = args,
+    files = { "output/smoke/config.json", "output/smoke/metrics.jsonl", "output/smoke/report.html" },
+    falls = { file = "output/smoke/metrics.jsonl", field = "loss", by = 0.02 },
+  }
+end
+
+local function refused(args, pattern, status) return { args = args, status = status or 2, prints = { pattern } } end
+
+local topk = run({ "--max_tokens", "30000", "--batch_size", "8", "--ctx_len", "64",
+  "--expansion_factor", "4", "--k", "8" })
+table.insert(topk.files, "output/smoke/final/*")
+
 return {
   topk_bert = {
     help,
-    {
-      args = { "--max_tokens", "20000", "--save_dir", "output", "--run_name", "smoke" },
-      files = { "output/smoke/config.json", "output/smoke/metrics.jsonl", "output/smoke/report.html",
-        "output/smoke/final/*" },
-      falls = { file = "output/smoke/metrics.jsonl", field = "loss", by = 0.05 },
-    },
-    { args = { "--no_such_option", "1" }, status = 2, prints = { "no_such_option" } },
+    topk,
+    refused({ "--no_such_option", "1" }, "no_such_option"),
+    refused({ "--max_token", "1" }, "max_tokens"),
+    refused({ "--max_tokens", "many" }, "max_tokens"),
+    refused({ "--optimizer", "muon" }, "later release"),
+    refused({ "--layers", "99", "--save_dir", "none" }, "layer", 1),
+  },
+  custom_sae = {
+    help,
+    run({ "--max_tokens", "30000", "--batch_size", "8", "--ctx_len", "64", "--expansion_factor", "4",
+      "--k", "8" }),
+  },
+  pretrain_bert = {
+    help,
+    run({ "--steps", "40", "--batch_size", "8", "--ctx_len", "32", "--n_layers", "1", "--d_model", "32",
+      "--n_heads", "2", "--d_mlp", "64", "--vocab_documents", "500", "--vocab_size", "300", "--warmup", "5" }),
   },
 }

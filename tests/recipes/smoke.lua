@@ -28,6 +28,11 @@ local topk = run({ "--max_tokens", "30000", "--batch_size", "8", "--ctx_len", "6
   "--expansion_factor", "4", "--k", "8" })
 table.insert(topk.files, "output/smoke/final/*")
 
+local pretrain = run({ "--steps", "40", "--batch_size", "8", "--ctx_len", "32", "--n_layers", "1", "--d_model", "32",
+  "--n_heads", "2", "--d_mlp", "64", "--vocab_documents", "500", "--vocab_size", "300", "--warmup", "5" })
+pretrain.files = { "output/smoke/config.json", "output/smoke/metrics.jsonl", "output/smoke/model/config.json",
+  "output/smoke/model/model.safetensors", "output/smoke/model/vocab.txt" }
+
 return {
   topk_bert = {
     help,
@@ -43,9 +48,5 @@ return {
     run({ "--max_tokens", "30000", "--batch_size", "8", "--ctx_len", "64", "--expansion_factor", "4",
       "--k", "8" }),
   },
-  pretrain_bert = {
-    help,
-    run({ "--steps", "40", "--batch_size", "8", "--ctx_len", "32", "--n_layers", "1", "--d_model", "32",
-      "--n_heads", "2", "--d_mlp", "64", "--vocab_documents", "500", "--vocab_size", "300", "--warmup", "5" }),
-  },
+  pretrain_bert = { help, pretrain },
 }

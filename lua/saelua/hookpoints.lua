@@ -85,11 +85,11 @@ local function add_name(self, name, site)
   end
 end
 
-local function add_aliases(self, site, index, aliases, prefix)
-  for _, template in ipairs(aliases and aliases[site.point] or {}) do
+local function add_aliases(self, site, index, aliases, family)
+  for _, template in ipairs(aliases[site.point] or {}) do
     local name = template:gsub("{i}", tostring(site.layer))
     add_name(self, name, index)
-    if prefix then add_name(self, prefix .. name, index) end
+    if family and not name:find(family.unprefixed) then add_name(self, family.prefix .. name, index) end
   end
 end
 
@@ -106,8 +106,7 @@ function hookpoints.names(sites, family, dialect)
   local self = setmetatable({ sites = sites, site_of = {}, all = {} }, Names)
   for index, site in ipairs(sites) do add_name(self, site.name, index) end
   for index, site in ipairs(sites) do
-    local prefixed = family.hf[site.point] and family.hf[site.point][1]:find(family.unprefixed) == nil
-    add_aliases(self, site, index, family.hf, prefixed and family.prefix or nil)
+    add_aliases(self, site, index, family.hf, family)
     add_aliases(self, site, index, family.tl)
     add_aliases(self, site, index, family[dialect])
   end

@@ -35,10 +35,11 @@ function M.warn(message) io.stderr:write("warning: ", message, "\n") end
 local Model = {}
 Model.__index = Model
 
--- Errors of the parts below carry no position; they are raised at the caller of the public function.
+-- Errors of the parts below are raised at the caller of the public function; positions in this library are cut off.
 local function call(fn, ...)
-  local ok, result = pcall(fn, ...)
-  if ok then return result end
+  local ok, result, message = pcall(fn, ...)
+  if ok then return result, message end
+  if type(result) == "string" then result = result:gsub("^[^\n:]*lua/saelua/[%w_/]+%.lua:%d+: ", "", 1) end
   error(result, 3)
 end
 
@@ -66,7 +67,7 @@ function M.load(name, options)
   local folder, parts, message
   folder, message = files.find(name)
   if not folder then error(message, 2) end
-  parts, message = files.read(folder, { device = o.device, dtype = o.dtype, warn = M.warn })
+  parts, message = call(files.read, folder, { device = o.device, dtype = o.dtype, warn = M.warn })
   if not parts then error(message, 2) end
   local tokenizer = false
   if o.tokenizer then
@@ -97,8 +98,9 @@ function M.new(config, options)
   spec.head = o.head and "mlm" or "none"
   spec.tied_head = o.head and families.value(family, copy, family.tied.key) ~= false
   spec.dtype = "f32"
-  local model = core.new_model(spec, o.device)
-  model:init(o.seed, families.value(family, copy, "initializer_range"), families.value(family, copy, "pad_token_id"))
+  local model = call(core.new_model, spec, o.device)
+  call(model.init, model, o.seed, families.value(family, copy, "initializer_range"),
+    families.value(family, copy, "pad_token_id"))
   return make({ core = model, config = copy, family = family, spec = spec }, o.name,
     { device = o.device, dialect = o.dialect, tokenizer = o.tokenizer })
 end

@@ -37,7 +37,7 @@ return {
 
   -- Weights: slot = name without prefix. A name in a file may carry the prefix (BertForMaskedLM) or not (BertModel).
   prefix = "bert.",
-  unprefixed = "^cls%.", -- never carry it
+  unprefixed = "^cls%f[%W]", -- never carry it
   weights = {
     ["word_embed"] = "embeddings.word_embeddings.weight",
     ["pos_embed"] = "embeddings.position_embeddings.weight",

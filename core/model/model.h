@@ -51,6 +51,7 @@ sl_status sl_model_set_trainable(sl_model *model, bool trainable);
 
 /* -- Sites ------------------------------------------------------------------------------------------------------- */
 
+/* How many; sites are 0 to n - 1. */
 int sl_model_n_sites(const sl_model *model);
 /* The site of a point; -1 when the model has no such point (a head point without a head) or layer. */
 int sl_model_site(const sl_model *model, int point, int layer);

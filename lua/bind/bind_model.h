@@ -10,7 +10,9 @@
 #define SL_LUA_WEIGHTS "saelua.Weights"
 #define SL_LUA_MODEL "saelua.ModelCore"
 
+/* The tokenizer or model at `index` (borrowed); raises when it is something else or was freed. */
 const sl_wordpiece *sl_lua_check_tokenizer(lua_State *L, int index);
+/* As above. */
 sl_model *sl_lua_check_model(lua_State *L, int index);
 
 /* Names L as the state that Lua hooks run on until the next call; bindings that may reach a hook (forward, backward)

@@ -204,7 +204,7 @@ static int check_site(lua_State *L, int index) {
 
 /* -- Hooks ------------------------------------------------------------------------------------- */
 
-/* Which state hooks run on: the one that called forward or backward last. One for each Lua universe, in its registry. */
+/* Which state hooks run on: the one that called forward or backward last. One for each universe, in its registry. */
 typedef struct {
   lua_State *main;    /* gives references back; lives as long as the universe */
   lua_State *current;

@@ -40,7 +40,9 @@ local function call(fn, ...)
   local ok, result, message = pcall(fn, ...)
   if ok then return result, message end
   if type(result) == "string" then result = result:gsub("^[^\n:]*lua/saelua/[%w_/]+%.lua:%d+: ", "", 1) end
-  error(result, 3)
+  -- An error inside a hook names its own line and carries its traceback.
+  local from_hook = type(result) ~= "string" or result:find("\nstack traceback:", 1, true)
+  error(result, from_hook and 0 or 3)
 end
 
 local function make(parts, name, options)

@@ -29,13 +29,18 @@ SLK_HOT static row_stats normalise_row(const sl_layernorm_args *a, int64_t row) 
   if (kept != NULL) {
     SLK_SIMD for (int64_t i = 0; i < n; i++) kept[i] = y[i];
   }
-  const float mean = total / (float)n;
-  /* Centred squares in a sweep of their own: E[x^2] - mean^2 cancels when the
-   * mean is large. */
-#pragma omp simd reduction(+ : squares)
-  for (int64_t i = 0; i < n; i++) squares += (y[i] - mean) * (y[i] - mean);
-  const float rstd = 1.0f / sqrtf(squares / (float)n + a->eps);
-  SLK_SIMD for (int64_t i = 0; i < n; i++) y[i] = (y[i] - mean) * rstd * weight[i] + bias[i];
+  const float guess = total / (float)n;
+  /* Centred sums in a sweep of their own: E[x^2] - mean^2 cancels when the mean is large. What is left of the sum
+   * corrects the guess, whose rounding would shift every entry. */
+  float rest = 0;
+#pragma omp simd reduction(+ : squares, rest)
+  for (int64_t i = 0; i < n; i++) {
+    squares += (y[i] - guess) * (y[i] - guess);
+    rest += y[i] - guess;
+  }
+  const float shift = rest / (float)n, variance = squares / (float)n - shift * shift;
+  const float mean = guess + shift, rstd = 1.0f / sqrtf((variance > 0 ? variance : 0.0f) + a->eps);
+  SLK_SIMD for (int64_t i = 0; i < n; i++) y[i] = ((y[i] - guess) - shift) * rstd * weight[i] + bias[i];
   return (row_stats){ mean, rstd };
 }
 

@@ -5,7 +5,8 @@
  * belongs to latent i. Pointers are device pointers unless called host; only enabled parts may be NULL.
  *
  * Queries: a kernel whose `need` (host) is set writes the bytes that it wants there and does nothing else.
- * Panels and slabs are private layouts of the device: ask for their size, hand them on, look at them never. */
+ * Panels and slabs are private layouts of the device: ask for their size, hand them on, look at them never.
+ */
 #ifndef SL_ARGS_SAE_H
 #define SL_ARGS_SAE_H
 
@@ -35,8 +36,8 @@ typedef struct {
   size_t *need_panels, *need_slabs; /* host; a query when either is set */
 } sl_sae_pack_args;
 
-/* The k largest positive pre-activations of each token, ties to the lowest latent; fewer where fewer are positive.
- * With `dead`, the k_dead largest among the latents so marked too, from the same products. */
+/* The k largest positive pre-activations of each token, ties to the lowest latent; fewer where fewer are
+ * positive. With `dead`, the k_dead largest among the latents so marked too, from the same products. */
 typedef struct {
   int64_t n, d, m, k;
   const void *panels;            /* of sae_pack with the same dtype */
@@ -51,7 +52,7 @@ typedef struct {
   sl_codes_view dead_codes;      /* capacity n * k_dead */
   int64_t dead_base;
   int64_t *dead_entries;         /* host */
-  int64_t *nonfinite;            /* host: tokens with a NaN or infinite pre-activation (their rows mean nothing) */
+  int64_t *nonfinite; /* host: tokens with a NaN or infinite pre-activation (their rows mean nothing) */
   void *workspace; size_t workspace_bytes; size_t *need;
 } sl_sae_encode_topk_args;
 
@@ -104,7 +105,8 @@ typedef struct {
 } sl_sae_gradients;
 
 /* With G = scale * residual (the gradient at the reconstruction), for the entries (t, i, a):
- * da = G_t . W_dec[i]; W_dec[i] += a G_t; W_enc[i] += da u_t; b_enc[i] += da; b_dec += scale * column_sums. */
+ * da = G_t . W_dec[i]; W_dec[i] += a G_t; W_enc[i] += da u_t; b_enc[i] += da; b_dec += scale * column_sums.
+ */
 typedef struct {
   int64_t n, m, d_in, d_out;
   sl_codes_index index;
@@ -117,8 +119,9 @@ typedef struct {
   float *code_gradients;         /* [entries]: da, in the order of the index */
 } sl_sae_backward_args;
 
-/* total_b_dec = b_dec - sum_i b_enc[i] W_enc[i] (the second term with through_u only), and the sum of squares of
- * the whole gradient; with `project`, of the gradient without its components along the (unit) decoder rows. */
+/* total_b_dec = b_dec - sum_i b_enc[i] W_enc[i] (the second term with through_u only), and the sum of squares
+ * of the whole gradient; with `project`, of the gradient without its components along the (unit) decoder
+ * rows. */
 typedef struct {
   int64_t m, d_in, d_out;
   sl_sae_gradients gradients;
@@ -136,8 +139,9 @@ typedef enum { SL_SAE_ADAM, SL_SAE_SGD } sl_sae_rule;
 typedef struct { float *w_enc, *b_enc, *w_dec, *b_dec; } sl_sae_parameters;
 
 /* One pass per latent: scale, projection, rule, unit decoder rows (w / (|w| + 1.19e-7)), bf16 copy; takes the
- * gradients and leaves them zero. Adam: m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; w -= lr (mhat / (sqrt(vhat) + eps));
- * SGD: w -= lr g. Weight decay is decoupled (w -= lr weight_decay w first) and leaves the biases alone. */
+ * gradients and leaves them zero. Adam: m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; w -= lr (mhat /
+ * (sqrt(vhat) + eps)); SGD: w -= lr g. Weight decay is decoupled (w -= lr weight_decay w first) and leaves
+ * the biases alone. */
 typedef struct {
   int64_t m, d_in, d_out;
   sl_sae_rule rule;
@@ -170,11 +174,14 @@ typedef struct {
   int64_t *count;                /* host */
 } sl_sae_mask_args;
 
-/* center = mean, or geometric median (Weiszfeld from the mean, float64); total_variance = sum |x_t - mean|^2. */
+/* center = mean, or geometric median (Weiszfeld from the mean, float64); total_variance = sum |x_t - mean|^2.
+ */
 typedef struct {
   int64_t n, d;
   const float *x;                /* [n, d] */
-  bool median; double tolerance; int max_iterations; /* stops when the centre moves less than tolerance * its norm */
+  bool median;
+  double tolerance;
+  int max_iterations; /* stops when the centre moves less than tolerance * its norm */
   float *center;                 /* [d] or NULL */
   double *total_variance;        /* host, or NULL */
   int *iterations;               /* host, or NULL */

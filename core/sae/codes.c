@@ -4,9 +4,11 @@
 #include "core/base/mem.h"
 #include "sae_private.h"
 
-sl_status sl_codes_create(sl_device *device, int64_t rows, int64_t n_latents, int64_t capacity, sl_codes **out) {
+sl_status sl_codes_create(sl_device *device, int64_t rows, int64_t n_latents, int64_t capacity,
+                          sl_codes **out) {
   if (rows < 0 || n_latents < 1 || n_latents > INT32_MAX || capacity < 0 || rows >= INT32_MAX)
-    return sl_fail(SL_EINVAL, "codes: %lld rows of %lld latents: at most 2^31 - 1 of each", (long long)rows, (long long)n_latents);
+    return sl_fail(SL_EINVAL, "codes: %lld rows of %lld latents: at most 2^31 - 1 of each", (long long)rows,
+                   (long long)n_latents);
   sl_codes *codes;
   SL_TRY(sl_mem_alloc(sizeof *codes, "codes", (void **)&codes));
   *codes = (sl_codes){ .references = 1, .rows = rows, .n_latents = n_latents };
@@ -42,17 +44,20 @@ sl_codes_view sl_codes_rows(const sl_codes *codes, int64_t first, int64_t rows) 
 }
 
 /* Everything that a kernel would trust. */
-static sl_status check_parts(const int64_t *offsets, const int32_t *ids, int64_t rows, int64_t entries, int64_t n_latents) {
+static sl_status check_parts(const int64_t *offsets, const int32_t *ids, int64_t rows, int64_t entries,
+                             int64_t n_latents) {
   if (offsets[0] != 0 || offsets[rows] != entries)
-    return sl_fail(SL_EINVAL, "codes: offsets run from %lld to %lld, expected 0 to %lld (the number of entries)",
+    return sl_fail(SL_EINVAL,
+                   "codes: offsets run from %lld to %lld, expected 0 to %lld (the number of entries)",
                    (long long)offsets[0], (long long)offsets[rows], (long long)entries);
   for (int64_t r = 0; r < rows; r++) {
     if (offsets[r + 1] < offsets[r] || offsets[r + 1] > entries)
-      return sl_fail(SL_EINVAL, "codes: offsets must ascend; row %lld ends at %lld", (long long)r, (long long)offsets[r + 1]);
+      return sl_fail(SL_EINVAL, "codes: offsets must ascend; row %lld ends at %lld", (long long)r,
+                     (long long)offsets[r + 1]);
     for (int64_t p = offsets[r]; p < offsets[r + 1]; p++) {
       if (ids[p] < 0 || ids[p] >= n_latents || (p > offsets[r] && ids[p] <= ids[p - 1]))
-        return sl_fail(SL_EINVAL, "codes: row %lld holds latent %d: ids must ascend within 0 .. %lld", (long long)r,
-                       (int)ids[p], (long long)n_latents - 1);
+        return sl_fail(SL_EINVAL, "codes: row %lld holds latent %d: ids must ascend within 0 .. %lld",
+                       (long long)r, (int)ids[p], (long long)n_latents - 1);
     }
   }
   return SL_OK;
@@ -61,7 +66,8 @@ static sl_status check_parts(const int64_t *offsets, const int32_t *ids, int64_t
 static sl_status read_and_check(const sl_codes *codes) {
   int64_t *offsets = NULL;
   int32_t *ids = NULL;
-  size_t offset_bytes = (size_t)(codes->rows + 1) * sizeof *offsets, id_bytes = (size_t)codes->entries * sizeof *ids;
+  size_t offset_bytes = (size_t)(codes->rows + 1) * sizeof *offsets,
+         id_bytes = (size_t)codes->entries * sizeof *ids;
   sl_status status = sl_mem_alloc(offset_bytes, "code offsets", (void **)&offsets);
   if (status == SL_OK) status = sl_mem_alloc(id_bytes, "code ids", (void **)&ids);
   if (status == SL_OK) status = sl_tensor_read(codes->offsets, offsets, offset_bytes);
@@ -72,15 +78,17 @@ static sl_status read_and_check(const sl_codes *codes) {
   return status;
 }
 
-sl_status sl_codes_from_tensors(const sl_tensor *offsets, const sl_tensor *ids, const sl_tensor *values, int64_t n_latents,
-                                sl_codes **out) {
+sl_status sl_codes_from_tensors(const sl_tensor *offsets, const sl_tensor *ids, const sl_tensor *values,
+                                int64_t n_latents, sl_codes **out) {
   SL_TRY(sl_tensor_expect(offsets, "codes", "offsets", SL_I64, 1));
   SL_TRY(sl_tensor_expect(ids, "codes", "ids", SL_I32, 1));
   SL_TRY(sl_tensor_expect(values, "codes", "values", SL_F32, 1));
   int64_t entries = ids->shape[0];
   if (values->shape[0] != entries || offsets->shape[0] < 1)
-    return sl_fail(SL_ESHAPE, "codes: %lld ids, %lld values, %lld offsets: ids and values must be equally many, offsets rows + 1",
-                   (long long)entries, (long long)values->shape[0], (long long)offsets->shape[0]);
+    return sl_fail(
+        SL_ESHAPE,
+        "codes: %lld ids, %lld values, %lld offsets: ids and values must be equally many, offsets rows + 1",
+        (long long)entries, (long long)values->shape[0], (long long)offsets->shape[0]);
   sl_codes *codes;
   SL_TRY(sl_codes_create(sl_tensor_device(ids), offsets->shape[0] - 1, n_latents, entries, &codes));
   codes->entries = entries;

@@ -47,18 +47,26 @@ sl_status sl__sae_gradients(sl_sae *sae, sl_sae_gradients *out) {
   }
   const sl_sae_gradient_store *store = sae->gradients;
   sl_sae_parameters p = sl__sae_parameters(store->parameters);
-  *out = (sl_sae_gradients){ .w_enc = p.w_enc, .w_dec = p.w_dec, .b_enc = p.b_enc, .b_dec = p.b_dec,
-                             .touched = sl_tensor_data(store->touched), .dot_dec = sl_tensor_f32(store->dot_dec),
-                             .squares_enc = sl_tensor_f32(store->squares_enc), .squares_dec = sl_tensor_f32(store->squares_dec) };
+  *out = (sl_sae_gradients){ .w_enc = p.w_enc,
+                             .w_dec = p.w_dec,
+                             .b_enc = p.b_enc,
+                             .b_dec = p.b_dec,
+                             .touched = sl_tensor_data(store->touched),
+                             .dot_dec = sl_tensor_f32(store->dot_dec),
+                             .squares_enc = sl_tensor_f32(store->squares_enc),
+                             .squares_dec = sl_tensor_f32(store->squares_dec) };
   return SL_OK;
 }
 
 sl_status sl__sae_finish_gradients(sl_sae *sae, double *sum_squares) {
   const sl_sae_config *config = &sae->config;
   sl_tensor *workspace = NULL;
-  sl_sae_finish_gradients_args args = { .m = config->d_sae, .d_in = config->d_in, .d_out = config->d_in,
+  sl_sae_finish_gradients_args args = { .m = config->d_sae,
+                                        .d_in = config->d_in,
+                                        .d_out = config->d_in,
                                         .w_enc = sl_tensor_f32(sae->parameters[SL_SAE_W_ENC]),
-                                        .through_u = config->apply_b_dec_to_input, .project = config->normalize_decoder,
+                                        .through_u = config->apply_b_dec_to_input,
+                                        .project = config->normalize_decoder,
                                         .sum_squares = sum_squares };
   SL_TRY(sl__sae_gradients(sae, &args.gradients));
   args.total_b_dec = sl_tensor_f32(sae->gradients->total_b_dec);
@@ -72,8 +80,11 @@ sl_status sl_sae_grad(sl_sae *sae, const char *name, sl_tensor **out) {
   int id = 0;
   while (id < SL_SAE_PARAMETERS && strcmp(name, sl_sae_parameter_name(id)) != 0) id++;
   if (id == SL_SAE_PARAMETERS)
-    return sl_fail(SL_ENOTFOUND, "sae: no parameter is called \"%s\"; there are W_enc, b_enc, W_dec, b_dec", name);
-  sl_sae_fill_gradients_args args = { .m = sae->config.d_sae, .d_in = sae->config.d_in, .d_out = sae->config.d_in };
+    return sl_fail(SL_ENOTFOUND, "sae: no parameter is called \"%s\"; there are W_enc, b_enc, W_dec, b_dec",
+                   name);
+  sl_sae_fill_gradients_args args = { .m = sae->config.d_sae,
+                                      .d_in = sae->config.d_in,
+                                      .d_out = sae->config.d_in };
   SL_TRY(sl__sae_gradients(sae, &args.gradients));
   if (id == SL_SAE_B_DEC) {
     double unused;

@@ -1,8 +1,8 @@
-/* The training loss and its backward; see loss.h. A batch is a list of pieces (one, unless micro_acc_steps says more);
- * a loss is a list of terms, each a set of codes with a residual and a weight. Forward: encode a piece, then residual and
- * sums of each term. Backward: the gradient kernel once for each piece and term; pieces whose residuals were not kept are
- * rebuilt from their codes. To add a term: a slot in the enum, its codes in encode_piece, its target in term_residual,
- * its weight in term_weight. */
+/* The training loss and its backward; see loss.h. A batch is a list of pieces (one, unless micro_acc_steps
+ * says more); a loss is a list of terms, each a set of codes with a residual and a weight. Forward: encode a
+ * piece, then residual and sums of each term. Backward: the gradient kernel once for each piece and term;
+ * pieces whose residuals were not kept are rebuilt from their codes. To add a term: a slot in the enum, its
+ * codes in encode_piece, its target in term_residual, its weight in term_weight. */
 #include "loss.h"
 
 #include <math.h>
@@ -77,7 +77,8 @@ static sl_status make_buffers(loss_state *state) {
 }
 
 static sl_codes_index index_of(const term_buffers *term) {
-  return (sl_codes_index){ .offsets = sl_tensor_data(term->index_offsets), .tokens = sl_tensor_data(term->index_tokens),
+  return (sl_codes_index){ .offsets = sl_tensor_data(term->index_offsets),
+                           .tokens = sl_tensor_data(term->index_tokens),
                            .values = sl_tensor_data(term->index_values) };
 }
 
@@ -101,8 +102,11 @@ static sl_status take_prefix(loss_state *state, piece_span span) {
   sl_codes_view out = sl_codes_rows(main, span.first, span.rows);
   out.ids += main->entries;
   out.values += main->entries;
-  sl_sae_codes_prefix_args args = { .codes = sl_codes_rows(state->codes[TERM_MULTI], span.first, span.rows), .out = out,
-                                    .k = state->most[TERM_MAIN], .base = main->entries, .entries = &entries };
+  sl_sae_codes_prefix_args args = { .codes = sl_codes_rows(state->codes[TERM_MULTI], span.first, span.rows),
+                                    .out = out,
+                                    .k = state->most[TERM_MAIN],
+                                    .base = main->entries,
+                                    .entries = &entries };
   SL_TRY(SAE_RUN(state->sae->device, sae_codes_prefix, &args));
   main->entries += entries;
   return SL_OK;
@@ -110,9 +114,13 @@ static sl_status take_prefix(loss_state *state, piece_span span) {
 
 static sl_status encode_piece(loss_state *state, piece_span span, int64_t *nonfinite) {
   int widest = state->codes[TERM_MULTI] ? TERM_MULTI : TERM_MAIN;
-  sl_sae_encode_request request = {
-    .x = rows_of(state, span), .first = span.first, .rows = span.rows, .k = state->most[widest], .dtype = state->opts.dtype,
-    .codes = state->codes[widest], .u = sl_tensor_data(state->buffers.u) };
+  sl_sae_encode_request request = { .x = rows_of(state, span),
+                                    .first = span.first,
+                                    .rows = span.rows,
+                                    .k = state->most[widest],
+                                    .dtype = state->opts.dtype,
+                                    .codes = state->codes[widest],
+                                    .u = sl_tensor_data(state->buffers.u) };
   if (state->codes[TERM_AUXK]) {
     request.dead = state->dead_mask;
     request.k_dead = state->most[TERM_AUXK];
@@ -171,24 +179,31 @@ static sl_status residuals(loss_state *state, piece_span span, double sums[TERMS
 
 static sl_status check_opts(const sl_sae *sae, sl_sae_loss_opts *opts, const sl_tensor *x) {
   SL_TRY(sl__sae_choose_k(sae, "loss", &opts->k));
-  if (opts->kind != SL_SAE_MSE && opts->kind != SL_SAE_FVU) return sl_fail(SL_EINVAL, "loss: unknown kind %d", (int)opts->kind);
+  if (opts->kind != SL_SAE_MSE && opts->kind != SL_SAE_FVU)
+    return sl_fail(SL_EINVAL, "loss: unknown kind %d", (int)opts->kind);
   if (x->shape[0] < 1) return sl_fail(SL_ESHAPE, "loss: x has no tokens");
-  if (opts->micro_acc_steps < 0 || !(opts->auxk_alpha >= 0) || !(opts->multi_alpha >= 0) || !(opts->total_variance >= 0))
-    return sl_fail(SL_EINVAL, "loss: micro_acc_steps, auxk_alpha, multi_alpha and total_variance may not be negative");
+  if (opts->micro_acc_steps < 0 || !(opts->auxk_alpha >= 0) || !(opts->multi_alpha >= 0) ||
+      !(opts->total_variance >= 0))
+    return sl_fail(SL_EINVAL,
+                   "loss: micro_acc_steps, auxk_alpha, multi_alpha and total_variance may not be negative");
   return SL_OK;
 }
 
 static sl_status make_codes(loss_state *state, int i, int64_t most) {
   state->most[i] = most;
-  return sl_codes_create(state->sae->device, state->x->shape[0], state->sae->config.d_sae, state->x->shape[0] * most, &state->codes[i]);
+  return sl_codes_create(state->sae->device, state->x->shape[0], state->sae->config.d_sae,
+                         state->x->shape[0] * most, &state->codes[i]);
 }
 
 /* Which latents are dead, and so whether there is an AuxK term. */
 static sl_status find_dead(loss_state *state, int64_t *dead) {
   sl_sae *sae = state->sae;
   SL_TRY(sl_tensor_create(sae->device, SL_U8, 1, &sae->config.d_sae, &state->dead_mask));
-  sl_sae_mask_args args = { .m = sae->config.d_sae, .bound = state->opts.dead_feature_threshold,
-                            .value = sl_tensor_data(sae->tokens_since_fired), .mask = sl_tensor_data(state->dead_mask), .count = dead };
+  sl_sae_mask_args args = { .m = sae->config.d_sae,
+                            .bound = state->opts.dead_feature_threshold,
+                            .value = sl_tensor_data(sae->tokens_since_fired),
+                            .mask = sl_tensor_data(state->dead_mask),
+                            .count = dead };
   SL_TRY(SAE_RUN(sae->device, sae_mask, &args));
   if (*dead == 0) return SL_OK;
   int64_t wanted = sae->config.d_in / 2 > 0 ? sae->config.d_in / 2 : 1;
@@ -198,7 +213,9 @@ static sl_status find_dead(loss_state *state, int64_t *dead) {
 
 static sl_status total_variance(const loss_state *state, double *out) {
   sl_tensor *workspace = NULL;
-  sl_sae_center_args args = { .n = state->x->shape[0], .d = state->x->shape[1], .x = sl_tensor_f32(state->x), .total_variance = out };
+  sl_sae_center_args args = {
+    .n = state->x->shape[0], .d = state->x->shape[1], .x = sl_tensor_f32(state->x), .total_variance = out
+  };
   SAE_WORKSPACE(state->sae->device, sae_center, &args, &workspace);
   sl_status status = SAE_RUN(state->sae->device, sae_center, &args);
   sl_tensor_release(workspace);
@@ -214,19 +231,24 @@ static sl_status prepare(loss_state *state, sl_sae_loss *loss) {
   loss->total_variance = opts->total_variance;
   if (opts->total_variance == 0) SL_TRY(total_variance(state, &loss->total_variance));
   if (opts->kind == SL_SAE_FVU && loss->total_variance == 0)
-    return sl_fail(SL_EINVAL, "loss: the %lld tokens of the batch are all equal, so the fraction of variance unexplained is undefined",
+    return sl_fail(SL_EINVAL,
+                   "loss: the %lld tokens of the batch are all equal, so the fraction of variance "
+                   "unexplained is undefined",
                    (long long)tokens);
-  state->denominator = opts->kind == SL_SAE_FVU ? loss->total_variance : (double)(tokens * state->sae->config.d_in);
+  state->denominator =
+      opts->kind == SL_SAE_FVU ? loss->total_variance : (double)(tokens * state->sae->config.d_in);
   SL_TRY(make_codes(state, TERM_MAIN, opts->k));
   if (opts->auxk_alpha > 0) SL_TRY(find_dead(state, &loss->dead));
   int64_t latents = state->sae->config.d_sae;
-  if (opts->multi_alpha > 0) SL_TRY(make_codes(state, TERM_MULTI, opts->k < latents / 4 ? 4 * opts->k : latents));
+  if (opts->multi_alpha > 0)
+    SL_TRY(make_codes(state, TERM_MULTI, opts->k < latents / 4 ? 4 * opts->k : latents));
   return make_buffers(state);
 }
 
 /* -- Forward -- */
 
-static void fill_results(const loss_state *state, sl_sae_loss *loss, const double sums[TERMS], double cosine) {
+static void fill_results(const loss_state *state, sl_sae_loss *loss, const double sums[TERMS],
+                         double cosine) {
   double tokens = (double)loss->tokens, bad = NAN;
   bool sound = loss->nonfinite == 0 && isfinite(sums[TERM_MAIN]) && isfinite(loss->total_variance);
   double main = sound ? sums[TERM_MAIN] : bad;
@@ -237,7 +259,8 @@ static void fill_results(const loss_state *state, sl_sae_loss *loss, const doubl
   loss->cosine = sound ? cosine / tokens : bad;
   loss->auxk = state->aux_scale * sums[TERM_AUXK] / state->denominator;
   loss->multi_topk = sums[TERM_MULTI] / state->denominator;
-  loss->loss = main / state->denominator + state->opts.auxk_alpha * loss->auxk + state->opts.multi_alpha * loss->multi_topk;
+  loss->loss = main / state->denominator + state->opts.auxk_alpha * loss->auxk +
+               state->opts.multi_alpha * loss->multi_topk;
 }
 
 static sl_status forward(loss_state *state, sl_sae_loss *loss) {
@@ -255,7 +278,8 @@ static sl_status forward(loss_state *state, sl_sae_loss *loss) {
   return SL_OK;
 }
 
-sl_status sl_sae_loss_create(sl_sae *sae, const sl_tensor *x, const sl_sae_loss_opts *opts, sl_sae_loss **out) {
+sl_status sl_sae_loss_create(sl_sae *sae, const sl_tensor *x, const sl_sae_loss_opts *opts,
+                             sl_sae_loss **out) {
   sl_sae_loss_opts chosen = opts ? *opts : sl_sae_loss_defaults();
   sl_tensor *input;
   SL_TRY(sl__sae_input(sae, x, "loss", &input));
@@ -297,7 +321,9 @@ void sl_sae_loss_release(sl_sae_loss *loss) {
   sl_mem_free(loss);
 }
 
-sl_codes *sl_sae_loss_codes(const sl_sae_loss *loss) { return sl_codes_retain(loss->state->codes[TERM_MAIN]); }
+sl_codes *sl_sae_loss_codes(const sl_sae_loss *loss) {
+  return sl_codes_retain(loss->state->codes[TERM_MAIN]);
+}
 
 /* -- Backward -- */
 
@@ -312,17 +338,24 @@ static double term_weight(const loss_state *state, int i) {
 static sl_status backward_term(loss_state *state, int i, piece_span span, double grad_scale) {
   sl_sae *sae = state->sae;
   term_buffers *term = &state->buffers.terms[i];
-  sl_sae_backward_args args = {
-    .n = span.rows, .m = sae->config.d_sae, .d_in = sae->config.d_in, .d_out = sae->config.d_in, .index = index_of(term),
-    .residual = sl_tensor_data(term->residual), .scale = (float)(-2 * grad_scale * term_weight(state, i)),
-    .u = sl_tensor_data(state->buffers.u), .w_dec = sl_tensor_f32(sae->parameters[SL_SAE_W_DEC]),
-    .code_gradients = sl_tensor_f32(term->code_gradients) };
-  if (i != TERM_AUXK) args.column_sums = sl_tensor_data(term->column_sums); /* AuxK reconstructs without b_dec */
+  sl_sae_backward_args args = { .n = span.rows,
+                                .m = sae->config.d_sae,
+                                .d_in = sae->config.d_in,
+                                .d_out = sae->config.d_in,
+                                .index = index_of(term),
+                                .residual = sl_tensor_data(term->residual),
+                                .scale = (float)(-2 * grad_scale * term_weight(state, i)),
+                                .u = sl_tensor_data(state->buffers.u),
+                                .w_dec = sl_tensor_f32(sae->parameters[SL_SAE_W_DEC]),
+                                .code_gradients = sl_tensor_f32(term->code_gradients) };
+  if (i != TERM_AUXK)
+    args.column_sums = sl_tensor_data(term->column_sums); /* AuxK reconstructs without b_dec */
   SL_TRY(sl__sae_gradients(sae, &args.gradients));
   return SAE_RUN(sae->device, sae_backward, &args);
 }
 
-/* All that is large, before the first gradient is added: a lack of memory then leaves a loss that may be tried again. */
+/* All that is large, before the first gradient is added: a lack of memory then leaves a loss that may be
+ * tried again. */
 static sl_status make_backward_buffers(loss_state *state) {
   sl_sae_gradients made;
   SL_TRY(sl__sae_gradients(state->sae, &made));
@@ -333,7 +366,8 @@ static sl_status make_backward_buffers(loss_state *state) {
   for (int i = 0; i < TERMS; i++) {
     if (!state->codes[i] || state->buffers.terms[i].code_gradients) continue;
     int64_t entries = state->piece_rows * state->most[i];
-    SL_TRY(sl_tensor_create(state->sae->device, SL_F32, 1, &entries, &state->buffers.terms[i].code_gradients));
+    SL_TRY(
+        sl_tensor_create(state->sae->device, SL_F32, 1, &entries, &state->buffers.terms[i].code_gradients));
   }
   return SL_OK;
 }
@@ -341,9 +375,11 @@ static sl_status make_backward_buffers(loss_state *state) {
 /* The batch counts once: all its tokens at the first piece, none at the others. */
 static sl_status note_fired(loss_state *state, int64_t tokens) {
   sl_sae *sae = state->sae;
-  sl_sae_note_fired_args args = { .m = sae->config.d_sae, .tokens = tokens,
+  sl_sae_note_fired_args args = { .m = sae->config.d_sae,
+                                  .tokens = tokens,
                                   .offsets = sl_tensor_data(state->buffers.terms[TERM_MAIN].index_offsets),
-                                  .since = sl_tensor_data(sae->tokens_since_fired), .counts = sl_tensor_data(sae->fire_counts) };
+                                  .since = sl_tensor_data(sae->tokens_since_fired),
+                                  .counts = sl_tensor_data(sae->fire_counts) };
   return SAE_RUN(sae->device, sae_note_fired, &args);
 }
 
@@ -363,7 +399,8 @@ sl_status sl_sae_backward(sl_sae_loss *loss, double grad_scale) {
   loss_state *state = loss->state;
   if (state->spent) return sl_fail(SL_ESTATE, "backward: this loss has been through backward already");
   if (!isfinite(loss->loss))
-    return sl_fail(SL_EINVAL, "backward: the loss is not finite (%lld of %lld tokens have pre-activations that are not)",
+    return sl_fail(SL_EINVAL,
+                   "backward: the loss is not finite (%lld of %lld tokens have pre-activations that are not)",
                    (long long)loss->nonfinite, (long long)loss->tokens);
   SL_TRY(sl_interrupt_check());
   SL_TRY(make_backward_buffers(state));

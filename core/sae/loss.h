@@ -1,14 +1,14 @@
 /* The training loss of a dictionary on one batch, and its gradients.
  *
- *   main  = sum |e|^2 / D,  e = x - x_hat;  D = tokens * d_in (mse) or V = sum |x_t - mean|^2 in float64 (fvu)
- *   auxk  = s sum |e_aux - e|^2 / D: e (held fixed) reconstructed, without b_dec, by the k_aux largest of the dead latents,
- *           k_aux = min(d_in / 2, dead), s = min(dead / (d_in / 2), 1); 0 without dead latents
- *   multi = sum |x - x_hat with min(4k, d_sae) latents|^2 / D
- *   loss  = main + auxk_alpha auxk + multi_alpha multi
+ *   main  = sum |e|^2 / D,  e = x - x_hat;  D = tokens * d_in (mse) or V = sum |x_t - mean|^2 in float64
+ * (fvu) auxk  = s sum |e_aux - e|^2 / D: e (held fixed) reconstructed, without b_dec, by the k_aux largest of
+ * the dead latents, k_aux = min(d_in / 2, dead), s = min(dead / (d_in / 2), 1); 0 without dead latents multi
+ * = sum |x - x_hat with min(4k, d_sae) latents|^2 / D loss  = main + auxk_alpha auxk + multi_alpha multi
  *
- * Gradients are exact for these formulas, the ReLU included: unlike sparsify's, the AuxK and multi-TopK terms reach the
- * encoder. With micro_acc_steps n the batch is taken in pieces of ceil(tokens / n): only the codes of the whole batch
- * are kept, the rest of the memory is that of a piece; loss and gradients are the batch's own (up to rounding). */
+ * Gradients are exact for these formulas, the ReLU included: unlike sparsify's, the AuxK and multi-TopK terms
+ * reach the encoder. With micro_acc_steps n the batch is taken in pieces of ceil(tokens / n): only the codes
+ * of the whole batch are kept, the rest of the memory is that of a piece; loss and gradients are the batch's
+ * own (up to rounding). */
 #ifndef SL_SAE_LOSS_H
 #define SL_SAE_LOSS_H
 
@@ -38,20 +38,21 @@ typedef struct sl_sae_loss {
   double auxk, multi_topk;         /* before their coefficients */
   double total_variance;           /* V */
   int64_t tokens, dead;            /* dead: latents offered to AuxK */
-  int64_t nonfinite;               /* tokens whose pre-activations are not finite: then loss is NaN and backward refuses */
+  int64_t nonfinite; /* tokens whose pre-activations are not finite: then loss is NaN and backward refuses */
   struct sl_sae_loss_state *state; /* private */
 } sl_sae_loss;
 
 /* x f32 [tokens >= 1, d_in]; opts NULL: defaults. Holds x until released. */
-sl_status sl_sae_loss_create(sl_sae *sae, const sl_tensor *x, const sl_sae_loss_opts *opts, sl_sae_loss **out);
+sl_status sl_sae_loss_create(sl_sae *sae, const sl_tensor *x, const sl_sae_loss_opts *opts,
+                             sl_sae_loss **out);
 sl_sae_loss *sl_sae_loss_retain(sl_sae_loss *loss);
 void sl_sae_loss_release(sl_sae_loss *loss); /* NULL is allowed */
 
 /* The codes of the batch (k, not 4k): a new reference. */
 sl_codes *sl_sae_loss_codes(const sl_sae_loss *loss);
 
-/* Adds grad_scale * d loss to the dictionary's gradients (1 / grad_acc_steps for an average) and counts what fired.
- * Once for each loss (SL_ESTATE otherwise), and before the parameters change. */
+/* Adds grad_scale * d loss to the dictionary's gradients (1 / grad_acc_steps for an average) and counts what
+ * fired. Once for each loss (SL_ESTATE otherwise), and before the parameters change. */
 sl_status sl_sae_backward(sl_sae_loss *loss, double grad_scale);
 
 /* A copy of the gradient gathered so far, dense, before projection and clipping; zeros if there is none. */

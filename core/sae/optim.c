@@ -15,8 +15,8 @@ static sl_status check_config(const sl_sae_optim_config *config) {
   if (!(config->beta1 >= 0 && config->beta1 < 1 && config->beta2 >= 0 && config->beta2 < 1))
     return sl_fail(SL_EINVAL, "optim: betas %g and %g must lie in [0, 1)", config->beta1, config->beta2);
   if (!(config->eps >= 0) || !(config->weight_decay >= 0) || !(config->clip_norm >= 0))
-    return sl_fail(SL_EINVAL, "optim: eps %g, weight_decay %g and clip_norm %g may not be negative", config->eps,
-                   config->weight_decay, config->clip_norm);
+    return sl_fail(SL_EINVAL, "optim: eps %g, weight_decay %g and clip_norm %g may not be negative",
+                   config->eps, config->weight_decay, config->clip_norm);
   return SL_OK;
 }
 
@@ -72,14 +72,24 @@ sl_status sl_sae_optim_step(sl_sae_optim *optim, double lr) {
   double squares = NAN;
   SL_TRY(sl__sae_finish_gradients(sae, &squares));
   optim->grad_norm = isfinite(squares) ? sqrt(squares) : NAN;
-  if (!isfinite(squares)) return sl_fail(SL_EINVAL, "optim: the gradient is not finite; weights and moments were left alone");
-  sl_sae_update_args args = {
-    .m = sae->config.d_sae, .d_in = sae->config.d_in, .d_out = sae->config.d_in, .rule = config->rule,
-    .parameters = sl__sae_parameters(sae->parameters), .total_b_dec = sl_tensor_f32(sae->gradients->total_b_dec),
-    .scale = (float)clip_scale(optim), .project = sae->config.normalize_decoder, .unit_rows = sae->config.normalize_decoder,
-    .lr = (float)lr, .beta1 = (float)config->beta1, .beta2 = (float)config->beta2, .eps = (float)config->eps,
-    .weight_decay = (float)config->weight_decay, .step = optim->step + 1,
-    .w_enc_bf16 = sae->w_enc_bf16 ? sl_tensor_data(sae->w_enc_bf16) : NULL };
+  if (!isfinite(squares))
+    return sl_fail(SL_EINVAL, "optim: the gradient is not finite; weights and moments were left alone");
+  sl_sae_update_args args = { .m = sae->config.d_sae,
+                              .d_in = sae->config.d_in,
+                              .d_out = sae->config.d_in,
+                              .rule = config->rule,
+                              .parameters = sl__sae_parameters(sae->parameters),
+                              .total_b_dec = sl_tensor_f32(sae->gradients->total_b_dec),
+                              .scale = (float)clip_scale(optim),
+                              .project = sae->config.normalize_decoder,
+                              .unit_rows = sae->config.normalize_decoder,
+                              .lr = (float)lr,
+                              .beta1 = (float)config->beta1,
+                              .beta2 = (float)config->beta2,
+                              .eps = (float)config->eps,
+                              .weight_decay = (float)config->weight_decay,
+                              .step = optim->step + 1,
+                              .w_enc_bf16 = sae->w_enc_bf16 ? sl_tensor_data(sae->w_enc_bf16) : NULL };
   SL_TRY(sl__sae_gradients(sae, &args.gradients));
   if (config->rule == SL_SAE_ADAM) {
     args.moment1 = sl__sae_parameters(optim->moments[0]);

@@ -1,8 +1,10 @@
-/* The optimiser of one dictionary: projection, global clip, Adam or SGD, unit decoder rows, in one pass per latent.
+/* The optimiser of one dictionary: projection, global clip, Adam or SGD, unit decoder rows, in one pass per
+ * latent.
  *
- * Order: decoder gradients lose their component along the decoder rows (normalize_decoder), the whole gradient is scaled
- * to norm <= clip_norm, weights decay (decoupled, matrices only), the rule is applied, decoder rows get length one.
- * A step takes the gradients: they are zero after it. Moments decay densely, also for latents that did not fire. */
+ * Order: decoder gradients lose their component along the decoder rows (normalize_decoder), the whole
+ * gradient is scaled to norm <= clip_norm, weights decay (decoupled, matrices only), the rule is applied,
+ * decoder rows get length one. A step takes the gradients: they are zero after it. Moments decay densely,
+ * also for latents that did not fire. */
 #ifndef SL_SAE_OPTIM_H
 #define SL_SAE_OPTIM_H
 
@@ -23,7 +25,7 @@ typedef struct sl_sae_optim {
   sl_sae *sae;                     /* retained */
   sl_sae_optim_config config;
   int64_t step;                    /* steps taken; set it when a checkpoint is loaded */
-  double grad_norm;                /* of the last step, after projection, before the clip; NaN if it was not finite */
+  double grad_norm; /* of the last step, after projection, before the clip; NaN if it was not finite */
   sl_tensor *moments[2][SL_SAE_PARAMETERS]; /* adam: m and v of each parameter's shape; NULL for sgd */
 } sl_sae_optim;
 
@@ -34,8 +36,9 @@ void sl_sae_optim_release(sl_sae_optim *optim); /* NULL is allowed */
 /* A gradient that is not finite is refused (SL_EINVAL), weights and moments untouched. */
 sl_status sl_sae_optim_step(sl_sae_optim *optim, double lr);
 
-/* State to save, by number from 0 (SL_ENOTFOUND beyond the last): name ("W_enc.m", "b_dec.v", "tokens_since_fired",
- * "fire_counts") and a new reference to the live tensor. `step` and sae->window_tokens belong beside them. */
+/* State to save, by number from 0 (SL_ENOTFOUND beyond the last): name ("W_enc.m", "b_dec.v",
+ * "tokens_since_fired", "fire_counts") and a new reference to the live tensor. `step` and sae->window_tokens
+ * belong beside them. */
 sl_status sl_sae_optim_state(sl_sae_optim *optim, int index, const char **name, sl_tensor **out);
 
 #endif

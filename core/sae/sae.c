@@ -23,13 +23,16 @@ sl_status sl_sae_activation_find(const char *name, sl_sae_activation *out) {
     return SL_OK;
   }
 #define X(id, name) " " name
-  return sl_fail(SL_EUNSUPPORTED, "sae: no activation is called \"%s\"; there are:" SL_SAE_ACTIVATIONS(X), name);
+  return sl_fail(SL_EUNSUPPORTED, "sae: no activation is called \"%s\"; there are:" SL_SAE_ACTIVATIONS(X),
+                 name);
 #undef X
 }
 
 static const char *const parameter_names[SL_SAE_PARAMETERS] = { "W_enc", "b_enc", "W_dec", "b_dec" };
 
-const char *sl_sae_parameter_name(int id) { return id >= 0 && id < SL_SAE_PARAMETERS ? parameter_names[id] : NULL; }
+const char *sl_sae_parameter_name(int id) {
+  return id >= 0 && id < SL_SAE_PARAMETERS ? parameter_names[id] : NULL;
+}
 
 /* -- Private helpers -- */
 
@@ -43,23 +46,30 @@ sl_status sl__sae_bytes(sl_device *device, size_t bytes, sl_tensor **out) {
 }
 
 sl_sae_parameters sl__sae_parameters(sl_tensor *const tensors[SL_SAE_PARAMETERS]) {
-  return (sl_sae_parameters){ .w_enc = sl_tensor_f32(tensors[SL_SAE_W_ENC]), .b_enc = sl_tensor_f32(tensors[SL_SAE_B_ENC]),
-                              .w_dec = sl_tensor_f32(tensors[SL_SAE_W_DEC]), .b_dec = sl_tensor_f32(tensors[SL_SAE_B_DEC]) };
+  return (sl_sae_parameters){ .w_enc = sl_tensor_f32(tensors[SL_SAE_W_ENC]),
+                              .b_enc = sl_tensor_f32(tensors[SL_SAE_B_ENC]),
+                              .w_dec = sl_tensor_f32(tensors[SL_SAE_W_DEC]),
+                              .b_dec = sl_tensor_f32(tensors[SL_SAE_B_DEC]) };
 }
 
 /* -- Creation -- */
 
 sl_sae_config sl_sae_config_topk(int64_t d_in, int64_t d_sae, int64_t k) {
-  return (sl_sae_config){ .d_in = d_in, .d_sae = d_sae, .activation = SL_SAE_TOPK, .k = k, .apply_b_dec_to_input = true,
+  return (sl_sae_config){ .d_in = d_in,
+                          .d_sae = d_sae,
+                          .activation = SL_SAE_TOPK,
+                          .k = k,
+                          .apply_b_dec_to_input = true,
                           .normalize_decoder = true };
 }
 
 static sl_status check_config(const sl_sae_config *config) {
   if (config->d_in < 1 || config->d_sae < 1 || config->d_sae > INT32_MAX)
-    return sl_fail(SL_EINVAL, "sae: d_in %lld, d_sae %lld: both must be at least 1", (long long)config->d_in, (long long)config->d_sae);
-  if (config->k < 1 || config->k > config->d_sae)
-    return sl_fail(SL_EINVAL, "sae: k = %lld does not lie in 1 .. %lld, the number of latents", (long long)config->k,
+    return sl_fail(SL_EINVAL, "sae: d_in %lld, d_sae %lld: both must be at least 1", (long long)config->d_in,
                    (long long)config->d_sae);
+  if (config->k < 1 || config->k > config->d_sae)
+    return sl_fail(SL_EINVAL, "sae: k = %lld does not lie in 1 .. %lld, the number of latents",
+                   (long long)config->k, (long long)config->d_sae);
   return SL_OK;
 }
 
@@ -76,7 +86,11 @@ static sl_status make_tensors(sl_sae *sae) {
 static sl_status start_values(sl_sae *sae, uint64_t seed) {
   float bound = (float)(1 / sqrt((double)sae->config.d_in));
   sl_tensor *w_enc = sae->parameters[SL_SAE_W_ENC], *w_dec = sae->parameters[SL_SAE_W_DEC];
-  sl_random_args args = { .kind = SL_RANDOM_UNIFORM, .seed = seed, .low = -bound, .high = bound, .y = sl_tensor_data(w_enc),
+  sl_random_args args = { .kind = SL_RANDOM_UNIFORM,
+                          .seed = seed,
+                          .low = -bound,
+                          .high = bound,
+                          .y = sl_tensor_data(w_enc),
                           .n = sl_tensor_count(w_enc) };
   SL_TRY(SAE_RUN(sae->device, random, &args));
   SL_TRY(sl_tensor_copy_(w_dec, w_enc));
@@ -121,7 +135,8 @@ static sl_status find_parameter(sl_sae *sae, const char *name, sl_tensor **out) 
     *out = sae->parameters[i];
     return SL_OK;
   }
-  return sl_fail(SL_ENOTFOUND, "sae: no parameter is called \"%s\"; there are W_enc, b_enc, W_dec, b_dec", name);
+  return sl_fail(SL_ENOTFOUND, "sae: no parameter is called \"%s\"; there are W_enc, b_enc, W_dec, b_dec",
+                 name);
 }
 
 sl_status sl_sae_parameter(sl_sae *sae, const char *name, sl_tensor **out) {
@@ -136,8 +151,8 @@ sl_status sl_sae_set_parameter(sl_sae *sae, const char *name, const sl_tensor *v
   SL_TRY(find_parameter(sae, name, &found));
   if (!sl_tensor_same_shape(found, value)) {
     char have[SL_SHAPE_TEXT], want[SL_SHAPE_TEXT];
-    return sl_fail(SL_ESHAPE, "sae: %s is %s, the values given are %s", name, sl_tensor_shape_text(found, want),
-                   sl_tensor_shape_text(value, have));
+    return sl_fail(SL_ESHAPE, "sae: %s is %s, the values given are %s", name,
+                   sl_tensor_shape_text(found, want), sl_tensor_shape_text(value, have));
   }
   SL_TRY(sl_tensor_copy_(found, value));
   return sl_sae_parameters_changed(sae);
@@ -161,7 +176,8 @@ sl_status sl_sae_parameters_changed(sl_sae *sae) {
 
 sl_status sl__sae_encoder(sl_sae *sae, sl_dtype dtype, const void **out) {
   if (dtype != SL_F32 && dtype != SL_BF16)
-    return sl_fail(SL_EDTYPE, "sae: the encoder product runs in f32 or bf16, not in %s", sl_dtype_name(dtype));
+    return sl_fail(SL_EDTYPE, "sae: the encoder product runs in f32 or bf16, not in %s",
+                   sl_dtype_name(dtype));
   if (dtype == SL_BF16 && !sae->w_enc_bf16) {
     SL_TRY(sl_tensor_create_like(sae->parameters[SL_SAE_W_ENC], SL_BF16, &sae->w_enc_bf16));
     SL_TRY(round_encoder(sae));
@@ -175,13 +191,20 @@ sl_status sl__sae_encoder(sl_sae *sae, sl_dtype dtype, const void **out) {
 static sl_status center_of(sl_sae *sae, const sl_tensor *x, bool median, sl_tensor *out) {
   double variance;
   sl_tensor *workspace = NULL;
-  sl_sae_center_args args = { .n = x->shape[0], .d = x->shape[1], .x = sl_tensor_f32(x), .median = median, .tolerance = 1e-5,
-                              .max_iterations = 100, .center = sl_tensor_f32(out), .total_variance = &variance };
+  sl_sae_center_args args = { .n = x->shape[0],
+                              .d = x->shape[1],
+                              .x = sl_tensor_f32(x),
+                              .median = median,
+                              .tolerance = 1e-5,
+                              .max_iterations = 100,
+                              .center = sl_tensor_f32(out),
+                              .total_variance = &variance };
   SAE_WORKSPACE(sae->device, sae_center, &args, &workspace);
   sl_status status = SAE_RUN(sae->device, sae_center, &args);
   sl_tensor_release(workspace);
   SL_TRY(status);
-  if (!isfinite(variance)) return sl_fail(SL_EINVAL, "sae: b_dec cannot start at the centre of values that are not finite");
+  if (!isfinite(variance))
+    return sl_fail(SL_EINVAL, "sae: b_dec cannot start at the centre of values that are not finite");
   return SL_OK;
 }
 
@@ -204,18 +227,19 @@ sl_status sl__sae_input(const sl_sae *sae, const sl_tensor *x, const char *op, s
   SL_TRY(sl_interrupt_check());
   SL_TRY(sl_tensor_expect(x, op, "x", SL_F32, 2));
   if (x->shape[1] != sae->config.d_in)
-    return sl_fail(SL_ESHAPE, "%s: x is [%lld x %lld], the dictionary reads %lld inputs", op, (long long)x->shape[0],
-                   (long long)x->shape[1], (long long)sae->config.d_in);
+    return sl_fail(SL_ESHAPE, "%s: x is [%lld x %lld], the dictionary reads %lld inputs", op,
+                   (long long)x->shape[0], (long long)x->shape[1], (long long)sae->config.d_in);
   if (sl_tensor_device(x) != sae->device)
-    return sl_fail(SL_EDEVICE, "%s: x is on %s, the dictionary on %s", op, sl_tensor_device(x)->name, sae->device->name);
+    return sl_fail(SL_EDEVICE, "%s: x is on %s, the dictionary on %s", op, sl_tensor_device(x)->name,
+                   sae->device->name);
   return sl_tensor_contiguous(x, out);
 }
 
 sl_status sl__sae_choose_k(const sl_sae *sae, const char *op, int64_t *k) {
   if (*k == 0) *k = sae->config.k;
   if (*k < 1 || *k > sae->config.d_sae)
-    return sl_fail(SL_EINVAL, "%s: k = %lld does not lie in 1 .. %lld, the number of latents", op, (long long)*k,
-                   (long long)sae->config.d_sae);
+    return sl_fail(SL_EINVAL, "%s: k = %lld does not lie in 1 .. %lld, the number of latents", op,
+                   (long long)*k, (long long)sae->config.d_sae);
   return SL_OK;
 }
 
@@ -224,9 +248,15 @@ sl_status sl__sae_slab_bytes(const sl_sae *sae, int64_t rows, size_t *out) {
   return SAE_RUN(sae->device, sae_pack, &args);
 }
 
-static sl_status pack(const sl_sae *sae, const float *x, int64_t rows, sl_dtype dtype, void *panels, float *slabs) {
+static sl_status pack(const sl_sae *sae, const float *x, int64_t rows, sl_dtype dtype, void *panels,
+                      float *slabs) {
   const float *b_dec = sl_tensor_f32(sae->parameters[SL_SAE_B_DEC]);
-  sl_sae_pack_args args = { .n = rows, .d = sae->config.d_in, .x = x, .dtype = dtype, .panels = panels, .slabs = slabs,
+  sl_sae_pack_args args = { .n = rows,
+                            .d = sae->config.d_in,
+                            .x = x,
+                            .dtype = dtype,
+                            .panels = panels,
+                            .slabs = slabs,
                             .shift = sae->config.apply_b_dec_to_input ? b_dec : NULL };
   return SAE_RUN(sae->device, sae_pack, &args);
 }
@@ -243,20 +273,30 @@ static sl_codes_view append_view(sl_codes *codes, int64_t first, int64_t rows) {
   return view;
 }
 
-static sl_status encode_rows(sl_sae *sae, sl_sae_encode_request *request, sl_tensor **panels, sl_tensor **workspace) {
+static sl_status encode_rows(sl_sae *sae, sl_sae_encode_request *request, sl_tensor **panels,
+                             sl_tensor **workspace) {
   const void *encoder;
   SL_TRY(sl__sae_encoder(sae, request->dtype, &encoder));
   size_t panel_bytes;
-  sl_sae_pack_args query = { .n = request->rows, .d = sae->config.d_in, .dtype = request->dtype, .need_panels = &panel_bytes };
+  sl_sae_pack_args query = {
+    .n = request->rows, .d = sae->config.d_in, .dtype = request->dtype, .need_panels = &panel_bytes
+  };
   SL_TRY(SAE_RUN(sae->device, sae_pack, &query));
   SL_TRY(sl__sae_bytes(sae->device, panel_bytes, panels));
   SL_TRY(pack(sae, request->x, request->rows, request->dtype, sl_tensor_data(*panels), request->u));
   int64_t entries = 0, dead_entries = 0, nonfinite = 0;
-  sl_sae_encode_topk_args args = {
-    .n = request->rows, .d = sae->config.d_in, .m = sae->config.d_sae, .k = request->k, .panels = sl_tensor_data(*panels),
-    .w = encoder, .dtype = request->dtype, .bias = sl_tensor_f32(sae->parameters[SL_SAE_B_ENC]),
-    .codes = append_view(request->codes, request->first, request->rows), .base = request->codes->entries,
-    .entries = &entries, .nonfinite = &nonfinite };
+  sl_sae_encode_topk_args args = { .n = request->rows,
+                                   .d = sae->config.d_in,
+                                   .m = sae->config.d_sae,
+                                   .k = request->k,
+                                   .panels = sl_tensor_data(*panels),
+                                   .w = encoder,
+                                   .dtype = request->dtype,
+                                   .bias = sl_tensor_f32(sae->parameters[SL_SAE_B_ENC]),
+                                   .codes = append_view(request->codes, request->first, request->rows),
+                                   .base = request->codes->entries,
+                                   .entries = &entries,
+                                   .nonfinite = &nonfinite };
   if (request->dead) {
     args.dead = sl_tensor_data(request->dead);
     args.k_dead = request->k_dead;
@@ -291,7 +331,9 @@ static sl_status encode_all(sl_sae *sae, const sl_tensor *x, int64_t k, sl_dtype
     SL_TRY(sl__sae_encode_rows(sae, &request));
   }
   if (request.nonfinite > 0)
-    return sl_fail(SL_EINVAL, "encode: %lld of %lld tokens have pre-activations that are NaN or infinite; look at the input and the weights",
+    return sl_fail(SL_EINVAL,
+                   "encode: %lld of %lld tokens have pre-activations that are NaN or infinite; look at the "
+                   "input and the weights",
                    (long long)request.nonfinite, (long long)codes->rows);
   return SL_OK;
 }
@@ -316,16 +358,19 @@ sl_status sl_sae_encode(sl_sae *sae, const sl_tensor *x, const sl_sae_encode_opt
 sl_status sl_sae_decode(sl_sae *sae, const sl_codes *codes, sl_tensor **out) {
   SL_TRY(sl_interrupt_check());
   if (codes->n_latents != sae->config.d_sae)
-    return sl_fail(SL_ESHAPE, "decode: codes of %lld latents, the dictionary has %lld", (long long)codes->n_latents,
-                   (long long)sae->config.d_sae);
+    return sl_fail(SL_ESHAPE, "decode: codes of %lld latents, the dictionary has %lld",
+                   (long long)codes->n_latents, (long long)sae->config.d_sae);
   if (sl_tensor_device(codes->values) != sae->device)
-    return sl_fail(SL_EDEVICE, "decode: the codes are on %s, the dictionary on %s", sl_tensor_device(codes->values)->name, sae->device->name);
+    return sl_fail(SL_EDEVICE, "decode: the codes are on %s, the dictionary on %s",
+                   sl_tensor_device(codes->values)->name, sae->device->name);
   int64_t shape[2] = { codes->rows, sae->config.d_in };
   sl_tensor *made = NULL;
   SL_TRY(sl_tensor_create(sae->device, SL_F32, 2, shape, &made));
-  sl_sae_decode_args args = { .codes = sl_codes_rows(codes, 0, codes->rows), .d = sae->config.d_in,
+  sl_sae_decode_args args = { .codes = sl_codes_rows(codes, 0, codes->rows),
+                              .d = sae->config.d_in,
                               .w_dec = sl_tensor_f32(sae->parameters[SL_SAE_W_DEC]),
-                              .b_dec = sl_tensor_f32(sae->parameters[SL_SAE_B_DEC]), .y = sl_tensor_f32(made) };
+                              .b_dec = sl_tensor_f32(sae->parameters[SL_SAE_B_DEC]),
+                              .y = sl_tensor_f32(made) };
   sl_status status = SAE_RUN(sae->device, sae_decode, &args);
   if (status != SL_OK) {
     sl_tensor_release(made);
@@ -339,7 +384,9 @@ sl_status sl_sae_decode(sl_sae *sae, const sl_codes *codes, sl_tensor **out) {
 
 static sl_status share_beyond(sl_sae *sae, const sl_tensor *values, int64_t bound, bool below, double *out) {
   int64_t count = 0;
-  sl_sae_mask_args args = { .m = sae->config.d_sae, .bound = bound, .below = below, .value = sl_tensor_data(values), .count = &count };
+  sl_sae_mask_args args = {
+    .m = sae->config.d_sae, .bound = bound, .below = below, .value = sl_tensor_data(values), .count = &count
+  };
   SL_TRY(SAE_RUN(sae->device, sae_mask, &args));
   *out = (double)count / (double)sae->config.d_sae;
   return SL_OK;
@@ -352,7 +399,8 @@ sl_status sl_sae_dead_fraction(sl_sae *sae, int64_t tokens, double *out) {
 sl_status sl_sae_rare_fraction(sl_sae *sae, double rate, double *out) {
   *out = NAN;
   if (sae->window_tokens == 0) return SL_OK;
-  return share_beyond(sae, sae->fire_counts, (int64_t)ceil(rate * (double)sae->window_tokens * (1 - 1e-12)), true, out);
+  return share_beyond(sae, sae->fire_counts, (int64_t)ceil(rate * (double)sae->window_tokens * (1 - 1e-12)),
+                      true, out);
 }
 
 sl_status sl_sae_reset_window(sl_sae *sae) {

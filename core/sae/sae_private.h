@@ -8,10 +8,12 @@
 
 sl_status sl__sae_no_kernel(const sl_device *device, const char *kernel);
 /* Runs a kernel of the device; an empty slot fails by name. */
-#define SAE_RUN(device, kernel, args) \
-  ((device)->kernels->kernel != NULL ? (device)->kernels->kernel(device, args) : sl__sae_no_kernel(device, #kernel))
+#define SAE_RUN(device, kernel, args)                                                                        \
+  ((device)->kernels->kernel != NULL ? (device)->kernels->kernel(device, args)                               \
+                                     : sl__sae_no_kernel(device, #kernel))
 
-/* Queries what a kernel wants and makes it: args->need, workspace, workspace_bytes; release *holder afterwards. */
+/* Queries what a kernel wants and makes it: args->need, workspace, workspace_bytes; release *holder
+ * afterwards. */
 #define SAE_WORKSPACE(device, kernel, args, holder)                                     \
   do {                                                                                  \
     size_t need_ = 0;                                                                   \
@@ -54,8 +56,8 @@ sl_status sl__sae_input(const sl_sae *sae, const sl_tensor *x, const char *op, s
 /* 0 becomes the configured k; SL_EINVAL outside 1 .. d_sae. */
 sl_status sl__sae_choose_k(const sl_sae *sae, const char *op, int64_t *k);
 
-/* Encodes `rows` rows from x; they become rows first .. first + rows - 1 of codes (and dead_codes), whose entries must end
- * with those of row first - 1. u, if not NULL, receives the slabs of x - b_dec. */
+/* Encodes `rows` rows from x; they become rows first .. first + rows - 1 of codes (and dead_codes), whose
+ * entries must end with those of row first - 1. u, if not NULL, receives the slabs of x - b_dec. */
 typedef struct {
   const float *x;
   int64_t first, rows, k;

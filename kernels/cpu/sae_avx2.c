@@ -1,4 +1,5 @@
-/* The SAE kernel bodies for avx2; see sae_cpu.h. Built with the flags that CMakeLists.txt sets for this file. */
+/* The SAE kernel bodies for avx2; see sae_cpu.h. Built with the flags that CMakeLists.txt sets for this file.
+ */
 #if defined(__x86_64__)
 #define SAE_LANES 8
 #define SAE_ROWS 6

@@ -1,6 +1,7 @@
-/* Encoder product and selection in one: a block of latents against a panel of tokens stays in registers, and only
- * what beats a token's running threshold leaves them. Loop order: tile of tokens (its panels stay in the second-level
- * cache), block of latents (copied to scratch: padded, free of cache-set collisions, next one prefetched), panel. */
+/* Encoder product and selection in one: a block of latents against a panel of tokens stays in registers, and
+ * only what beats a token's running threshold leaves them. Loop order: tile of tokens (its panels stay in the
+ * second-level cache), block of latents (copied to scratch: padded, free of cache-set collisions, next one
+ * prefetched), panel. */
 
 /* Row pieces of CHUNK elements: [chunk][row][CHUNK], so that the product walks one stream. */
 static void copy_block_f32(const float *w, int64_t d, int64_t rows, float *block) {
@@ -19,7 +20,8 @@ static void copy_block_f32(const float *w, int64_t d, int64_t rows, float *block
 static void copy_block_widened(const uint16_t *w, int64_t d, int64_t rows, float *block) {
   for (int64_t c = 0; c < d; c += CHUNK)
     for (int64_t r = 0; r < ROWS; r++, block += CHUNK)
-      for (int64_t j = 0; j < CHUNK; j++) block[j] = r < rows && c + j < d ? sl_bf16_to_f32(w[r * d + c + j]) : 0;
+      for (int64_t j = 0; j < CHUNK; j++)
+        block[j] = r < rows && c + j < d ? sl_bf16_to_f32(w[r * d + c + j]) : 0;
 }
 
 INLINE void product_f32(const float *panel, const float *block, int64_t d, vf acc[ROWS][2]) {
@@ -90,10 +92,12 @@ INLINE void scan(vf acc[ROWS][2], token_lists *lists, int64_t token, int64_t lat
     __mmask16 m1 = _mm512_cmp_ps_mask((__m512)acc[r][1], t1, _CMP_GT_OQ);
     if (!(m0 | m1) || !(wanted >> r & 1)) continue;
     _mm512_storeu_ps(hit_values + hits, _mm512_maskz_compress_ps(m0, (__m512)acc[r][0]));
-    _mm512_storeu_si512(hit_codes + hits, _mm512_maskz_compress_epi32(m0, _mm512_add_epi32(lane, _mm512_set1_epi32(r * PANEL))));
+    _mm512_storeu_si512(hit_codes + hits, _mm512_maskz_compress_epi32(
+                                              m0, _mm512_add_epi32(lane, _mm512_set1_epi32(r * PANEL))));
     hits += __builtin_popcount(m0);
     _mm512_storeu_ps(hit_values + hits, _mm512_maskz_compress_ps(m1, (__m512)acc[r][1]));
-    _mm512_storeu_si512(hit_codes + hits, _mm512_maskz_compress_epi32(m1, _mm512_add_epi32(lane, _mm512_set1_epi32(r * PANEL + 16))));
+    _mm512_storeu_si512(hit_codes + hits, _mm512_maskz_compress_epi32(
+                                              m1, _mm512_add_epi32(lane, _mm512_set1_epi32(r * PANEL + 16))));
     hits += __builtin_popcount(m1);
   }
   for (int h = 0; h < hits; h++) {
@@ -139,7 +143,8 @@ static void *cut(char **scratch, size_t bytes) {
   return piece;
 }
 
-static void cut_lists(char **scratch, token_lists *lists, int64_t k, int64_t capacity, int64_t tile, int64_t tokens) {
+static void cut_lists(char **scratch, token_lists *lists, int64_t k, int64_t capacity, int64_t tile,
+                      int64_t tokens) {
   size_t n = (size_t)tile, entries = (size_t)(tile * capacity);
   lists->k = k;
   lists->capacity = capacity;
@@ -180,7 +185,8 @@ INLINE void prefetch_part(const char *next, size_t bytes, int64_t part, int64_t 
   for (size_t at = from; at < to; at += 64) __builtin_prefetch(next + at, 0, 2);
 }
 
-/* The tile loop with the product left open; COPY and PRODUCT see `w`, `rows`, `tile.block`, `panel`, `acc`. */
+/* The tile loop with the product left open; COPY and PRODUCT see `w`, `rows`, `tile.block`, `panel`, `acc`.
+ */
 #define TILE_LOOP(ELEMENT, PANEL_STRIDE, COPY, PRODUCT)                                                 \
   const sl_sae_encode_topk_args *args = job->args;                                                      \
   tile_state tile = cut_tile(job, tokens, scratch);                                                     \
@@ -218,7 +224,8 @@ static void encode_tile_f32(const encode_job *job, int64_t first, int64_t tokens
 
 /* bf16 weights widened on the way: panels are float32, already rounded. */
 static void encode_tile_widened(const encode_job *job, int64_t first, int64_t tokens, char *scratch) {
-  TILE_LOOP(uint16_t, PANEL * d, copy_block_widened(w, d, rows, tile.block), product_f32(panel, tile.block, d, acc));
+  TILE_LOOP(uint16_t, PANEL * d, copy_block_widened(w, d, rows, tile.block),
+            product_f32(panel, tile.block, d, acc));
 }
 
 static void encode_tile(const encode_job *job, int64_t first, int64_t tokens, char *scratch) {

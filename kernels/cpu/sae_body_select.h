@@ -1,7 +1,8 @@
 /* Selection: a token's buffer of candidates is shrunk by bisecting on the value, exactly where it must be.
  *
- * Candidates arrive with ascending latents and only if strictly above the threshold; so a candidate equal to the
- * k-th value loses to the earlier ones, and what is kept stays sorted. Values are positive, their bits ordered. */
+ * Candidates arrive with ascending latents and only if strictly above the threshold; so a candidate equal to
+ * the k-th value loses to the earlier ones, and what is kept stays sorted. Values are positive, their bits
+ * ordered. */
 
 INLINE int32_t to_bits(float value) { int32_t bits; memcpy(&bits, &value, 4); return bits; }
 INLINE float from_bits(int32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
@@ -32,7 +33,8 @@ static int32_t keep_above(float *values, int32_t *ids, int32_t n, float bound, i
   }
 #if SAE_LANES == 16 && defined(__AVX512F__)
   __m512 limit = _mm512_set1_ps(bound);
-  for (int32_t i = 0; i < n; i += 16) { /* capacity is a multiple of 16, and kept <= i: no store leaves the buffer */
+  for (int32_t i = 0; i < n;
+       i += 16) { /* capacity is a multiple of 16, and kept <= i: no store leaves the buffer */
     __mmask16 valid = (__mmask16)(n - i >= 16 ? 0xffff : (1 << (n - i)) - 1);
     __m512 v = _mm512_loadu_ps(values + i);
     __m512i id = _mm512_loadu_si512(ids + i);
@@ -52,7 +54,8 @@ static int32_t keep_above(float *values, int32_t *ids, int32_t n, float bound, i
   return kept;
 }
 
-/* Leaves between k and `limit` entries, among them the k best, and raises the threshold to match. Needs *count > limit >= k. */
+/* Leaves between k and `limit` entries, among them the k best, and raises the threshold to match. Needs
+ * *count > limit >= k. */
 static void shrink(float *values, int32_t *ids, int32_t *count, float *threshold, int32_t k, int32_t limit) {
   int32_t n = *count, above = n;
   int32_t low = to_bits(*threshold), high = to_bits(largest(values, n));
@@ -88,7 +91,8 @@ static void shrink_token(token_lists *lists, int64_t token) {
          lists->threshold + token, k, limit);
 }
 
-/* After the last latent: exactly the k best (or all, where fewer), copied to row `row` of a [rows, k] layout. */
+/* After the last latent: exactly the k best (or all, where fewer), copied to row `row` of a [rows, k] layout.
+ */
 static void finish_token(token_lists *lists, int64_t token, const sl_codes_view *codes, int64_t row) {
   float *values = lists->values + token * lists->capacity;
   int32_t *ids = lists->ids + token * lists->capacity;

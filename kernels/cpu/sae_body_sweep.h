@@ -1,5 +1,6 @@
-/* Sweeps over the latents: residual, code gradients, weight gradients. One slab of columns at a time, so that the rows
- * that a latent touches (residual or inputs of its tokens) are in the second-level cache; weights stream past once. */
+/* Sweeps over the latents: residual, code gradients, weight gradients. One slab of columns at a time, so that
+ * the rows that a latent touches (residual or inputs of its tokens) are in the second-level cache; weights
+ * stream past once. */
 
 static void decode_row(const sl_sae_decode_args *args, int64_t row) {
   float *y = args->y + row * args->d;
@@ -116,8 +117,10 @@ INLINE void flush_dots(float parts[16][LANES], float *sums, int64_t n) {
     __m512 ce = _mm512_add_ps(_mm512_unpacklo_ps(c, e), _mm512_unpackhi_ps(c, e));
     quads[q] = _mm512_add_ps(_mm512_shuffle_ps(ab, ce, 0x44), _mm512_shuffle_ps(ab, ce, 0xee));
   }
-  __m512 low = _mm512_add_ps(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88), _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd));
-  __m512 high = _mm512_add_ps(_mm512_shuffle_f32x4(quads[2], quads[3], 0x88), _mm512_shuffle_f32x4(quads[2], quads[3], 0xdd));
+  __m512 low = _mm512_add_ps(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88),
+                             _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd));
+  __m512 high = _mm512_add_ps(_mm512_shuffle_f32x4(quads[2], quads[3], 0x88),
+                              _mm512_shuffle_f32x4(quads[2], quads[3], 0xdd));
   __m512 all = _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
   __mmask16 valid = (__mmask16)(n >= 16 ? 0xffff : (1 << n) - 1);
   _mm512_mask_storeu_ps(sums, valid, _mm512_add_ps(_mm512_maskz_loadu_ps(valid, sums), all));
@@ -138,8 +141,8 @@ INLINE void store_gradient(float *g, vf value, bool stream) {
   store(g, value);
 }
 
-/* For one slab and a range of latents: g_i (+)= scale * sum coefficient[p] * rows[token[p]], its square sum, and with
- * `weights` also dots[p] += rows[token[p]] . weights[i]. Latents without entries are passed over. */
+/* For one slab and a range of latents: g_i (+)= scale * sum coefficient[p] * rows[token[p]], its square sum,
+ * and with `weights` also dots[p] += rows[token[p]] . weights[i]. Latents without entries are passed over. */
 typedef struct {
   const sl_sae_backward_args *args;
   int64_t first, last, d, slab;

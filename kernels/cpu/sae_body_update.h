@@ -1,13 +1,15 @@
 /* One optimiser pass per latent row. Bound by memory: every array is read and written once. */
 
 typedef struct {
-  float scale, along;            /* g' = scale * g - along * w: the clip, and the component along the decoder row */
+  float scale, along; /* g' = scale * g - along * w: the clip, and the component along the decoder row */
   float decay;                   /* 1 - lr * weight_decay */
 } row_options;
 
-/* Returns the sum of squares of the new row. `rule`, `has_gradient` and `projects` are constants at each call. */
-INLINE float update_row(const update_job *job, row_options o, float *restrict w, float *restrict m1, float *restrict m2,
-                        const float *restrict g, int64_t n, sl_sae_rule rule, bool has_gradient, bool projects) {
+/* Returns the sum of squares of the new row. `rule`, `has_gradient` and `projects` are constants at each
+ * call. */
+INLINE float update_row(const update_job *job, row_options o, float *restrict w, float *restrict m1,
+                        float *restrict m2, const float *restrict g, int64_t n, sl_sae_rule rule,
+                        bool has_gradient, bool projects) {
   const sl_sae_update_args *args = job->args;
   const float beta1 = args->beta1, beta2 = args->beta2, rest1 = 1 - beta1, rest2 = 1 - beta2;
   const float eps = args->eps, step = job->step_size, root2 = job->inverse_root2, lr = args->lr;
@@ -33,10 +35,13 @@ INLINE float update_row(const update_job *job, row_options o, float *restrict w,
   return squares;
 }
 
-static float update_any_row(const update_job *job, row_options o, float *w, float *m1, float *m2, const float *g,
-                            int64_t n) {
+static float update_any_row(const update_job *job, row_options o, float *w, float *m1, float *m2,
+                            const float *g, int64_t n) {
   if (job->args->rule == SL_SAE_SGD) {
-    if (!g) return o.decay == 1.0f ? -1 : update_row(job, o, w, m1, m2, g, n, SL_SAE_SGD, false, false); /* -1: as it was */
+    if (!g)
+      return o.decay == 1.0f
+                 ? -1
+                 : update_row(job, o, w, m1, m2, g, n, SL_SAE_SGD, false, false); /* -1: as it was */
     return update_row(job, o, w, m1, m2, g, n, SL_SAE_SGD, true, true);
   }
   if (!g) return update_row(job, o, w, m1, m2, g, n, SL_SAE_ADAM, false, false);
@@ -64,12 +69,15 @@ static void update_range(const update_job *job, int64_t first, int64_t last) {
     bool touched = g->touched[i] != 0;
     int64_t in = i * args->d_in, out = i * args->d_out;
     row_options enc = { .scale = args->scale, .decay = decay };
-    row_options dec = { .scale = args->scale, .along = args->project ? args->scale * g->dot_dec[i] : 0, .decay = decay };
+    row_options dec = { .scale = args->scale,
+                        .along = args->project ? args->scale * g->dot_dec[i] : 0,
+                        .decay = decay };
     update_any_row(job, enc, w->w_enc + in, adam ? m1->w_enc + in : NULL, adam ? m2->w_enc + in : NULL,
                    touched ? g->w_enc + in : NULL, args->d_in);
     if (args->w_enc_bf16) round_row(w->w_enc + in, args->w_enc_bf16 + in, args->d_in);
-    float squares = update_any_row(job, dec, w->w_dec + out, adam ? m1->w_dec + out : NULL,
-                                   adam ? m2->w_dec + out : NULL, touched ? g->w_dec + out : NULL, args->d_out);
+    float squares =
+        update_any_row(job, dec, w->w_dec + out, adam ? m1->w_dec + out : NULL, adam ? m2->w_dec + out : NULL,
+                       touched ? g->w_dec + out : NULL, args->d_out);
     if (args->unit_rows && squares >= 0) {
       float factor = 1 / (sqrtf(squares) + 1.19209290e-7f);
       for (int64_t j = 0; j < args->d_out; j++) w->w_dec[out + j] *= factor;

@@ -69,8 +69,8 @@ sl_status slk_cpu_sae_codes_dense(sl_device *device, const sl_sae_codes_dense_ar
 
 /* -- Inverse index -- */
 
-/* Counting sort: pieces of the rows count their latents, a prefix over (latent, piece) gives each piece its places.
- * Stable whatever the number of pieces, so the result does not depend on threads. */
+/* Counting sort: pieces of the rows count their latents, a prefix over (latent, piece) gives each piece its
+ * places. Stable whatever the number of pieces, so the result does not depend on threads. */
 sl_status slk_cpu_sae_index_codes(sl_device *device, const sl_sae_index_codes_args *args) {
   (void)device;
   int64_t m = args->codes.n_latents, rows = args->codes.rows;
@@ -79,15 +79,19 @@ sl_status slk_cpu_sae_index_codes(sl_device *device, const sl_sae_index_codes_ar
     *args->need = (size_t)(pieces * m) * sizeof(int32_t);
     return SL_OK;
   }
-  if (args->workspace_bytes < (size_t)(pieces * m) * sizeof(int32_t)) pieces = (int64_t)(args->workspace_bytes / ((size_t)m * 4));
-  if (pieces < 1) return sl_fail(SL_EINVAL, "sae_index_codes: a workspace of %zu bytes is too small", args->workspace_bytes);
+  if (args->workspace_bytes < (size_t)(pieces * m) * sizeof(int32_t))
+    pieces = (int64_t)(args->workspace_bytes / ((size_t)m * 4));
+  if (pieces < 1)
+    return sl_fail(SL_EINVAL, "sae_index_codes: a workspace of %zu bytes is too small",
+                   args->workspace_bytes);
   int32_t *places = args->workspace;
   const int64_t *offsets = args->codes.offsets;
   memset(places, 0, (size_t)(pieces * m) * sizeof *places);
 #pragma omp parallel for schedule(static) num_threads((int)pieces)
   for (int64_t piece = 0; piece < pieces; piece++) {
     int32_t *mine = places + piece * m;
-    for (int64_t p = offsets[rows * piece / pieces]; p < offsets[rows * (piece + 1) / pieces]; p++) mine[args->codes.ids[p]]++;
+    for (int64_t p = offsets[rows * piece / pieces]; p < offsets[rows * (piece + 1) / pieces]; p++)
+      mine[args->codes.ids[p]]++;
   }
   int64_t at = 0;
   for (int64_t i = 0; i < m; i++) {

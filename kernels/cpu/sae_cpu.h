@@ -9,10 +9,10 @@
 #include "cpu.h"
 
 /* -- Layouts --
- * panels: tokens in groups of `panel_tokens`, [group][input][token]; zero padding in the last group. For a native
- *         bf16 product [group][input pair][token][2] of bf16, else float32 (rounded to bf16 where asked).
- * slabs:  columns in groups of slab_width(d), [slab][token][slab_width]; zero padding in the last slab. A slab of
- *         some thousand tokens stays in a core's second-level cache while a sweep walks the latents. */
+ * panels: tokens in groups of `panel_tokens`, [group][input][token]; zero padding in the last group. For a
+ * native bf16 product [group][input pair][token][2] of bf16, else float32 (rounded to bf16 where asked).
+ * slabs:  columns in groups of slab_width(d), [slab][token][slab_width]; zero padding in the last slab. A
+ * slab of some thousand tokens stays in a core's second-level cache while a sweep walks the latents. */
 enum { SLAB_MAX = 48, SLAB_STEP = 16 };
 
 static inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -37,7 +37,8 @@ typedef struct {
 
 typedef struct {
   const sl_sae_decode_residual_args *args;
-  float *row_squares, *row_products, *row_targets; /* [slab, token]: e.e, x.e, x.x; the last two may be NULL */
+  float *row_squares, *row_products,
+      *row_targets; /* [slab, token]: e.e, x.e, x.x; the last two may be NULL */
 } decode_job;
 
 typedef struct {

@@ -1,5 +1,6 @@
-/* SAE kernels: packing, encoder product with selection. The inner loops are in sae_body_encode.h; here are layouts,
- * threads and workspace. A token's code depends on nothing but the token: not on threads, tiles or neighbours. */
+/* SAE kernels: packing, encoder product with selection. The inner loops are in sae_body_encode.h; here are
+ * layouts, threads and workspace. A token's code depends on nothing but the token: not on threads, tiles or
+ * neighbours. */
 #include <omp.h>
 #include <string.h>
 
@@ -12,7 +13,9 @@ static float shifted(const sl_sae_pack_args *args, int64_t t, int64_t j) {
   return args->x[t * args->d + j] - (args->shift ? args->shift[j] : 0);
 }
 
-static bool uses_pairs(const sae_cpu_ops *ops, sl_dtype dtype) { return dtype == SL_BF16 && ops->native_bf16; }
+static bool uses_pairs(const sae_cpu_ops *ops, sl_dtype dtype) {
+  return dtype == SL_BF16 && ops->native_bf16;
+}
 
 static void pack_panel(const sl_sae_pack_args *args, const sae_cpu_ops *ops, int64_t group) {
   enum { STRETCH = 64 };         /* columns at a time: the panel's part stays in the first-level cache */
@@ -54,7 +57,8 @@ sl_status slk_cpu_sae_pack(sl_device *device, const sl_sae_pack_args *args) {
   int64_t padded = round_up(args->n, ops->panel_tokens), d = args->d;
   if (args->need_panels || args->need_slabs) {
     size_t element = uses_pairs(ops, args->dtype) ? 2 : 4;
-    if (args->need_panels) *args->need_panels = (size_t)(padded * (element == 2 ? round_up(d, 2) : d)) * element;
+    if (args->need_panels)
+      *args->need_panels = (size_t)(padded * (element == 2 ? round_up(d, 2) : d)) * element;
     if (args->need_slabs) *args->need_slabs = (size_t)(slab_count(d) * args->n * slab_width(d)) * 4;
     return SL_OK;
   }
@@ -73,14 +77,16 @@ sl_status slk_cpu_sae_pack(sl_device *device, const sl_sae_pack_args *args) {
 
 /* -- Encoding -- */
 
-/* Room for candidates: generous where k is small, so that shrinking is rare; never more than there are latents. */
+/* Room for candidates: generous where k is small, so that shrinking is rare; never more than there are
+ * latents. */
 static int64_t buffer_capacity(int64_t k, int64_t m, int64_t block) {
   int64_t wish = k <= 512 ? (3 * k > 192 ? 3 * k : 192) : k + k / 2 + 512;
   int64_t enough = m + block;
   return round_up(wish < enough ? wish : enough, 16);
 }
 
-/* Tile: its panels fill most of a second-level cache, its buffers a few megabytes, and no thread goes without. */
+/* Tile: its panels fill most of a second-level cache, its buffers a few megabytes, and no thread goes
+ * without. */
 static encode_job plan(const sl_sae_encode_topk_args *args, const sae_cpu_ops *ops) {
   enum { PANEL_BYTES = 768 << 10, BUFFER_BYTES = 6 << 20, MOST_TOKENS = 256 };
   encode_job job = { .args = args, .capacity = buffer_capacity(args->k, args->m, ops->block_latents) };
@@ -96,7 +102,8 @@ static encode_job plan(const sl_sae_encode_topk_args *args, const sae_cpu_ops *o
   return job;
 }
 
-/* Rows of a [rows, k] layout with their lengths in offsets[1 ..] close up; offsets become what they are called. */
+/* Rows of a [rows, k] layout with their lengths in offsets[1 ..] close up; offsets become what they are
+ * called. */
 static int64_t close_gaps(const sl_codes_view *codes, int64_t k, int64_t base) {
   int64_t at = 0;
   codes->offsets[0] = base;
@@ -125,8 +132,10 @@ sl_status slk_cpu_sae_encode_topk(sl_device *device, const sl_sae_encode_topk_ar
     return SL_OK;
   }
   if (args->workspace_bytes < share + 64)
-    return sl_fail(SL_EINVAL, "sae_encode_topk: a workspace of %zu bytes, %zu are needed", args->workspace_bytes, share + 64);
-  if (share * (size_t)threads + 64 > args->workspace_bytes) threads = (int64_t)((args->workspace_bytes - 64) / share);
+    return sl_fail(SL_EINVAL, "sae_encode_topk: a workspace of %zu bytes, %zu are needed",
+                   args->workspace_bytes, share + 64);
+  if (share * (size_t)threads + 64 > args->workspace_bytes)
+    threads = (int64_t)((args->workspace_bytes - 64) / share);
   char *scratch = (char *)args->workspace + (64 - (uintptr_t)args->workspace % 64) % 64;
   *args->nonfinite = 0;
 #pragma omp parallel for schedule(dynamic, 1) num_threads((int)threads)

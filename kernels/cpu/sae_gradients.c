@@ -1,5 +1,6 @@
-/* SAE kernels: residual and gradients. Sums run in an order that depends on the shapes only, so that the bits do not
- * depend on the number of threads: a slab, and the range of latents around a row, belong to one thread. */
+/* SAE kernels: residual and gradients. Sums run in an order that depends on the shapes only, so that the bits
+ * do not depend on the number of threads: a slab, and the range of latents around a row, belong to one
+ * thread. */
 #include <math.h>
 #include <omp.h>
 #include <string.h>
@@ -21,7 +22,8 @@ static void collect_sums(const decode_job *job) {
     double ee = 0, xe = 0, xx = 0;
     for (int64_t s = 0; s < slabs; s++) {
       ee += (double)job->row_squares[s * n + t];
-      if (job->row_products) xe += (double)job->row_products[s * n + t], xx += (double)job->row_targets[s * n + t];
+      if (job->row_products)
+        xe += (double)job->row_products[s * n + t], xx += (double)job->row_targets[s * n + t];
     }
     squares += ee;
     double yy = xx - 2 * xe + ee; /* |target - residual|^2 */
@@ -40,7 +42,8 @@ sl_status slk_cpu_sae_decode_residual(sl_device *device, const sl_sae_decode_res
     return SL_OK;
   }
   if (args->workspace_bytes < want)
-    return sl_fail(SL_EINVAL, "sae_decode_residual: a workspace of %zu bytes, %zu are needed", args->workspace_bytes, want);
+    return sl_fail(SL_EINVAL, "sae_decode_residual: a workspace of %zu bytes, %zu are needed",
+                   args->workspace_bytes, want);
   decode_job job = { .args = args, .row_squares = args->workspace };
   if (args->cosine) {
     job.row_products = (float *)((char *)args->workspace + parts);
@@ -106,7 +109,8 @@ sl_status slk_cpu_sae_finish_gradients(sl_device *device, const sl_sae_finish_gr
     return SL_OK;
   }
   if (args->workspace_bytes < want)
-    return sl_fail(SL_EINVAL, "sae_finish_gradients: a workspace of %zu bytes, %zu are needed", args->workspace_bytes, want);
+    return sl_fail(SL_EINVAL, "sae_finish_gradients: a workspace of %zu bytes, %zu are needed",
+                   args->workspace_bytes, want);
   float *parts = args->workspace;
   double sums[PIECES];
   memset(parts, 0, want);

@@ -8,8 +8,8 @@
 #include <xmmintrin.h>
 #endif
 
-/* Second moments of rarely used latents decay through the denormal range, which some processors handle at a hundredth
- * of the speed. They are flushed to zero here; the caller's mode is given back. */
+/* Second moments of rarely used latents decay through the denormal range, which some processors handle at a
+ * hundredth of the speed. They are flushed to zero here; the caller's mode is given back. */
 static unsigned flush_denormals(void) {
 #if defined(__SSE__)
   unsigned mode = _mm_getcsr();
@@ -32,8 +32,11 @@ sl_status slk_cpu_sae_update(sl_device *device, const sl_sae_update_args *args) 
   (void)device;
   const sae_cpu_ops *ops = sae_cpu_get_ops();
   const sl_sae_parameters *w = &args->parameters, *m1 = &args->moment1, *m2 = &args->moment2;
-  double correct1 = 1 - pow((double)args->beta1, (double)args->step), correct2 = 1 - pow((double)args->beta2, (double)args->step);
-  update_job job = { .args = args, .step_size = (float)((double)args->lr / correct1), .inverse_root2 = (float)(1 / sqrt(correct2)) };
+  double correct1 = 1 - pow((double)args->beta1, (double)args->step),
+         correct2 = 1 - pow((double)args->beta2, (double)args->step);
+  update_job job = { .args = args,
+                     .step_size = (float)((double)args->lr / correct1),
+                     .inverse_root2 = (float)(1 / sqrt(correct2)) };
 #pragma omp parallel
   {
     enum { STRETCH = 64 };       /* latents taken at a time */
@@ -68,9 +71,10 @@ sl_status slk_cpu_sae_unit_rows(sl_device *device, const sl_sae_unit_rows_args *
 
 /* -- Centre -- */
 
-enum { PIECES = 16 };            /* of the rows; fixed, so that the bits do not depend on the number of threads */
+enum { PIECES = 16 }; /* of the rows; fixed, so that the bits do not depend on the number of threads */
 
-/* sums = sum_t weight_t x_t, in float64; weight 1 without `center`, else 1 / |x_t - center|. Returns the sum of weights. */
+/* sums = sum_t weight_t x_t, in float64; weight 1 without `center`, else 1 / |x_t - center|. Returns the sum
+ * of weights. */
 static double weighted_sum(const sl_sae_center_args *args, const float *center, double *parts, double *sums) {
   const sae_cpu_ops *ops = sae_cpu_get_ops();
   int64_t n = args->n, d = args->d;
@@ -135,7 +139,8 @@ sl_status slk_cpu_sae_center(sl_device *device, const sl_sae_center_args *args) 
     return SL_OK;
   }
   if (args->workspace_bytes < want)
-    return sl_fail(SL_EINVAL, "sae_center: a workspace of %zu bytes, %zu are needed", args->workspace_bytes, want);
+    return sl_fail(SL_EINVAL, "sae_center: a workspace of %zu bytes, %zu are needed", args->workspace_bytes,
+                   want);
   double *parts = args->workspace, *sums = parts + PIECES * args->d;
   float *mean = (float *)(sums + args->d);
   weighted_sum(args, NULL, parts, sums);

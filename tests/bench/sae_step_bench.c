@@ -1,12 +1,15 @@
-/* Times one TopK training step and its phases against the encoder product alone through oneDNN, in one process.
+/* Times one TopK training step and its phases against the encoder product alone through oneDNN, in one
+ * process.
  *
- *   sae_step_bench [--tokens N] [--d D] [--latents M] [--k K] [--repeats R] [--bf16] [--phases] [--no-product] [--json]
+ *   sae_step_bench [--tokens N] [--d D] [--latents M] [--k K] [--repeats R] [--bf16] [--phases]
+ * [--no-product] [--json]
  *                  [--isa base|avx2|avx512]
  *
- * The step is what a recipe runs: loss (with its metrics), backward, optimiser, through core/sae; --phases calls the
- * kernels one by one instead and shows their shares. Product and step alternate; minima over the repeats are compared.
- * The product's result is 4 N M bytes, so the peak memory of the step alone is what --no-product reports. Input is
- * random (mixtures of a few hidden directions and noise), so that all latents take part. */
+ * The step is what a recipe runs: loss (with its metrics), backward, optimiser, through core/sae; --phases
+ * calls the kernels one by one instead and shows their shares. Product and step alternate; minima over the
+ * repeats are compared. The product's result is 4 N M bytes, so the peak memory of the step alone is what
+ * --no-product reports. Input is random (mixtures of a few hidden directions and noise), so that all latents
+ * take part. */
 #include <math.h>
 #include <oneapi/dnnl/dnnl.h>
 #include <omp.h>
@@ -51,7 +54,8 @@ static void check(sl_status status) {
 }
 
 enum { PACK, ENCODE, INDEX, DECODE, BACKWARD, FINISH, UPDATE, PHASES };
-static const char *const phase_names[PHASES] = { "pack", "encode", "index", "decode", "backward", "finish", "update" };
+static const char *const phase_names[PHASES] = { "pack",     "encode", "index", "decode",
+                                                 "backward", "finish", "update" };
 
 typedef struct {
   options o;
@@ -73,8 +77,9 @@ typedef struct {
 } bench;
 
 static sl_sae_parameters make_parameters(const options *o) {
-  return (sl_sae_parameters){ .w_enc = floats(o->m * o->d), .b_enc = floats(o->m), .w_dec = floats(o->m * o->d),
-                              .b_dec = floats(o->d) };
+  return (sl_sae_parameters){
+    .w_enc = floats(o->m * o->d), .b_enc = floats(o->m), .w_dec = floats(o->m * o->d), .b_dec = floats(o->d)
+  };
 }
 
 static sl_sae_encode_topk_args encode_args(bench *b) {
@@ -86,10 +91,18 @@ static sl_sae_encode_topk_args encode_args(bench *b) {
 }
 
 static sl_sae_decode_residual_args decode_args(bench *b) {
-  return (sl_sae_decode_residual_args){
-    .n = b->o.n, .m = b->o.m, .d = b->o.d, .index = b->index, .w_dec = b->weights.w_dec, .b_dec = b->weights.b_dec,
-    .target = b->x, .residual = b->residual, .column_sums = b->column_sums, .sum_squares = &b->loss,
-    .workspace = b->workspace, .workspace_bytes = b->workspace_bytes };
+  return (sl_sae_decode_residual_args){ .n = b->o.n,
+                                        .m = b->o.m,
+                                        .d = b->o.d,
+                                        .index = b->index,
+                                        .w_dec = b->weights.w_dec,
+                                        .b_dec = b->weights.b_dec,
+                                        .target = b->x,
+                                        .residual = b->residual,
+                                        .column_sums = b->column_sums,
+                                        .sum_squares = &b->loss,
+                                        .workspace = b->workspace,
+                                        .workspace_bytes = b->workspace_bytes };
 }
 
 static float *make_input(const options *o) {
@@ -115,14 +128,20 @@ static void make_weights(bench *b) {
   b->moment1 = make_parameters(o);
   b->moment2 = make_parameters(o);
   for (int64_t i = 0; i < o->m * o->d; i++) b->weights.w_enc[i] = uniform() / sqrtf((float)o->d);
-  check(cpu->kernels->sae_unit_rows(cpu, &(sl_sae_unit_rows_args){ .x = b->weights.w_enc, .y = b->weights.w_dec, .m = o->m, .d = o->d }));
+  check(cpu->kernels->sae_unit_rows(
+      cpu, &(sl_sae_unit_rows_args){ .x = b->weights.w_enc, .y = b->weights.w_dec, .m = o->m, .d = o->d }));
   if (o->bf16) {
     b->w_bf16 = memory((size_t)(o->m * o->d) * 2);
     for (int64_t i = 0; i < o->m * o->d; i++) b->w_bf16[i] = sl_f32_to_bf16(b->weights.w_enc[i]);
   }
-  b->gradients = (sl_sae_gradients){ .w_enc = floats(o->m * o->d), .w_dec = floats(o->m * o->d), .b_enc = floats(o->m),
-                                     .b_dec = floats(o->d), .touched = memory((size_t)o->m), .dot_dec = floats(o->m),
-                                     .squares_enc = floats(o->m), .squares_dec = floats(o->m) };
+  b->gradients = (sl_sae_gradients){ .w_enc = floats(o->m * o->d),
+                                     .w_dec = floats(o->m * o->d),
+                                     .b_enc = floats(o->m),
+                                     .b_dec = floats(o->d),
+                                     .touched = memory((size_t)o->m),
+                                     .dot_dec = floats(o->m),
+                                     .squares_enc = floats(o->m),
+                                     .squares_dec = floats(o->m) };
   b->total_b_dec = floats(o->d);
 }
 
@@ -131,15 +150,19 @@ static void make_phases(bench *b) {
   sl_device *cpu = sl_cpu_device();
   make_weights(b);
   size_t panels, slabs, need, most = 0;
-  check(cpu->kernels->sae_pack(cpu, &(sl_sae_pack_args){ .n = o->n, .d = o->d, .dtype = o->bf16 ? SL_BF16 : SL_F32,
-                                                         .need_panels = &panels, .need_slabs = &slabs }));
+  check(cpu->kernels->sae_pack(cpu, &(sl_sae_pack_args){ .n = o->n,
+                                                         .d = o->d,
+                                                         .dtype = o->bf16 ? SL_BF16 : SL_F32,
+                                                         .need_panels = &panels,
+                                                         .need_slabs = &slabs }));
   b->panels = memory(panels);
   b->u = memory(slabs);
   b->residual = memory(slabs);
   int64_t capacity = o->n * o->k;
   b->codes = (sl_codes_view){ .rows = o->n, .n_latents = o->m, .offsets = memory((size_t)(o->n + 1) * 8),
                               .ids = memory((size_t)capacity * 4), .values = floats(capacity) };
-  b->index = (sl_codes_index){ .offsets = memory((size_t)(o->m + 1) * 8), .tokens = memory((size_t)capacity * 4),
+  b->index = (sl_codes_index){ .offsets = memory((size_t)(o->m + 1) * 8),
+                               .tokens = memory((size_t)capacity * 4),
                                .values = floats(capacity) };
   b->code_gradients = floats(capacity);
   b->column_sums = memory((size_t)o->d * 8);
@@ -153,7 +176,8 @@ static void make_phases(bench *b) {
   decode.need = &need;
   check(cpu->kernels->sae_decode_residual(cpu, &decode));
   most = need > most ? need : most;
-  check(cpu->kernels->sae_finish_gradients(cpu, &(sl_sae_finish_gradients_args){ .m = o->m, .d_in = o->d, .d_out = o->d, .need = &need }));
+  check(cpu->kernels->sae_finish_gradients(
+      cpu, &(sl_sae_finish_gradients_args){ .m = o->m, .d_in = o->d, .d_out = o->d, .need = &need }));
   most = need > most ? need : most;
   b->workspace = memory(most);
   b->workspace_bytes = most;
@@ -165,14 +189,21 @@ static void phase_step(bench *b) {
   const sl_kernels *kernels = cpu->kernels;
   double at[PHASES + 1];
   at[PACK] = omp_get_wtime();
-  check(kernels->sae_pack(cpu, &(sl_sae_pack_args){ .n = o->n, .d = o->d, .x = b->x, .shift = b->weights.b_dec,
-                                                    .dtype = o->bf16 ? SL_BF16 : SL_F32, .panels = b->panels, .slabs = b->u }));
+  check(kernels->sae_pack(cpu, &(sl_sae_pack_args){ .n = o->n,
+                                                    .d = o->d,
+                                                    .x = b->x,
+                                                    .shift = b->weights.b_dec,
+                                                    .dtype = o->bf16 ? SL_BF16 : SL_F32,
+                                                    .panels = b->panels,
+                                                    .slabs = b->u }));
   at[ENCODE] = omp_get_wtime();
   sl_sae_encode_topk_args encode = encode_args(b);
   check(kernels->sae_encode_topk(cpu, &encode));
   at[INDEX] = omp_get_wtime();
-  check(kernels->sae_index_codes(cpu, &(sl_sae_index_codes_args){ .codes = b->codes, .index = b->index,
-                                                                  .workspace = b->workspace, .workspace_bytes = b->workspace_bytes }));
+  check(kernels->sae_index_codes(cpu, &(sl_sae_index_codes_args){ .codes = b->codes,
+                                                                  .index = b->index,
+                                                                  .workspace = b->workspace,
+                                                                  .workspace_bytes = b->workspace_bytes }));
   at[DECODE] = omp_get_wtime();
   sl_sae_decode_residual_args decode = decode_args(b);
   check(kernels->sae_decode_residual(cpu, &decode));
@@ -183,17 +214,38 @@ static void phase_step(bench *b) {
     .gradients = b->gradients, .code_gradients = b->code_gradients }));
   at[FINISH] = omp_get_wtime();
   double squares;
-  check(kernels->sae_finish_gradients(cpu, &(sl_sae_finish_gradients_args){
-    .m = o->m, .d_in = o->d, .d_out = o->d, .gradients = b->gradients, .w_enc = b->weights.w_enc, .through_u = true,
-    .project = true, .total_b_dec = b->total_b_dec, .sum_squares = &squares, .workspace = b->workspace,
-    .workspace_bytes = b->workspace_bytes }));
+  check(kernels->sae_finish_gradients(
+      cpu, &(sl_sae_finish_gradients_args){ .m = o->m,
+                                            .d_in = o->d,
+                                            .d_out = o->d,
+                                            .gradients = b->gradients,
+                                            .w_enc = b->weights.w_enc,
+                                            .through_u = true,
+                                            .project = true,
+                                            .total_b_dec = b->total_b_dec,
+                                            .sum_squares = &squares,
+                                            .workspace = b->workspace,
+                                            .workspace_bytes = b->workspace_bytes }));
   at[UPDATE] = omp_get_wtime();
   double norm = sqrt(squares);
-  check(kernels->sae_update(cpu, &(sl_sae_update_args){
-    .m = o->m, .d_in = o->d, .d_out = o->d, .rule = SL_SAE_ADAM, .parameters = b->weights, .moment1 = b->moment1,
-    .moment2 = b->moment2, .gradients = b->gradients, .total_b_dec = b->total_b_dec,
-    .scale = norm > 1 ? (float)(1 / norm) : 1, .project = true, .unit_rows = true, .lr = 1e-4f, .beta1 = 0.9f,
-    .beta2 = 0.999f, .eps = 1e-8f, .step = ++b->step, .w_enc_bf16 = b->w_bf16 }));
+  check(kernels->sae_update(cpu, &(sl_sae_update_args){ .m = o->m,
+                                                        .d_in = o->d,
+                                                        .d_out = o->d,
+                                                        .rule = SL_SAE_ADAM,
+                                                        .parameters = b->weights,
+                                                        .moment1 = b->moment1,
+                                                        .moment2 = b->moment2,
+                                                        .gradients = b->gradients,
+                                                        .total_b_dec = b->total_b_dec,
+                                                        .scale = norm > 1 ? (float)(1 / norm) : 1,
+                                                        .project = true,
+                                                        .unit_rows = true,
+                                                        .lr = 1e-4f,
+                                                        .beta1 = 0.9f,
+                                                        .beta2 = 0.999f,
+                                                        .eps = 1e-8f,
+                                                        .step = ++b->step,
+                                                        .w_enc_bf16 = b->w_bf16 }));
   at[PHASES] = omp_get_wtime();
   for (int p = 0; p < PHASES; p++) {
     double seconds = at[p + 1] - at[p];
@@ -270,16 +322,17 @@ static void report(const bench *b, double product, double step) {
   getrusage(RUSAGE_SELF, &usage);
   double peak = (double)usage.ru_maxrss * 1024 / (6.0 * (double)(b->o.m * b->o.d) * 4);
   if (b->o.json) {
-    printf("{\"tokens\": %lld, \"d\": %lld, \"latents\": %lld, \"k\": %lld, \"dtype\": \"%s\", \"threads\": %d, \"step_ms\": %.3f, \"peak\": %.4f",
-           (long long)b->o.n, (long long)b->o.d, (long long)b->o.m, (long long)b->o.k, b->o.bf16 ? "bf16" : "f32",
-           omp_get_max_threads(), step * 1e3, peak);
+    printf("{\"tokens\": %lld, \"d\": %lld, \"latents\": %lld, \"k\": %lld, \"dtype\": \"%s\", \"threads\": "
+           "%d, \"step_ms\": %.3f, \"peak\": %.4f",
+           (long long)b->o.n, (long long)b->o.d, (long long)b->o.m, (long long)b->o.k,
+           b->o.bf16 ? "bf16" : "f32", omp_get_max_threads(), step * 1e3, peak);
     if (b->o.product) printf(", \"product_ms\": %.3f, \"ratio\": %.4f", product * 1e3, step / product);
     printf("}\n");
     return;
   }
-  printf("tokens %lld d %lld latents %lld k %lld %s, %d threads, loss %.6g, %lld entries\n", (long long)b->o.n,
-         (long long)b->o.d, (long long)b->o.m, (long long)b->o.k, b->o.bf16 ? "bf16" : "f32", omp_get_max_threads(), b->loss,
-         (long long)b->entries);
+  printf("tokens %lld d %lld latents %lld k %lld %s, %d threads, loss %.6g, %lld entries\n",
+         (long long)b->o.n, (long long)b->o.d, (long long)b->o.m, (long long)b->o.k,
+         b->o.bf16 ? "bf16" : "f32", omp_get_max_threads(), b->loss, (long long)b->entries);
   printf("step    %.1f ms\n", step * 1e3);
   if (b->o.product) {
     printf("product %.1f ms (%.0f GFLOP/s), ratio %.3f\n", product * 1e3,

@@ -1,6 +1,6 @@
 /* For the SAE kernel tests: a small driver that owns every buffer of a step, and naive float64 references.
- * Values are multiples of 1/8 of small size where `exact` is asked for: then products are exact in float32 and in bf16,
- * ties are frequent, and every instruction set must agree to the bit. */
+ * Values are multiples of 1/8 of small size where `exact` is asked for: then products are exact in float32
+ * and in bf16, ties are frequent, and every instruction set must agree to the bit. */
 #ifndef SAE_REFERENCE_H
 #define SAE_REFERENCE_H
 
@@ -68,19 +68,39 @@ static inline void rig_check(sl_status status) {
 }
 
 static inline sl_sae_encode_topk_args rig_encode_args(sae_rig *r) {
-  return (sl_sae_encode_topk_args){
-    .n = r->c.n, .d = r->c.d, .m = r->c.m, .k = r->c.k, .panels = r->panels,
-    .w = r->c.bf16 ? (void *)r->w_bf16 : (void *)r->weights.w_enc, .dtype = r->c.bf16 ? SL_BF16 : SL_F32,
-    .bias = r->weights.b_enc, .codes = r->codes, .entries = &r->entries, .dead = r->c.k_dead ? r->dead : NULL,
-    .k_dead = r->c.k_dead, .dead_codes = r->dead_codes, .dead_entries = &r->dead_entries, .nonfinite = &r->nonfinite,
-    .workspace = r->workspace, .workspace_bytes = r->workspace_bytes };
+  return (sl_sae_encode_topk_args){ .n = r->c.n,
+                                    .d = r->c.d,
+                                    .m = r->c.m,
+                                    .k = r->c.k,
+                                    .panels = r->panels,
+                                    .w = r->c.bf16 ? (void *)r->w_bf16 : (void *)r->weights.w_enc,
+                                    .dtype = r->c.bf16 ? SL_BF16 : SL_F32,
+                                    .bias = r->weights.b_enc,
+                                    .codes = r->codes,
+                                    .entries = &r->entries,
+                                    .dead = r->c.k_dead ? r->dead : NULL,
+                                    .k_dead = r->c.k_dead,
+                                    .dead_codes = r->dead_codes,
+                                    .dead_entries = &r->dead_entries,
+                                    .nonfinite = &r->nonfinite,
+                                    .workspace = r->workspace,
+                                    .workspace_bytes = r->workspace_bytes };
 }
 
 static inline sl_sae_decode_residual_args rig_decode_args(sae_rig *r) {
-  return (sl_sae_decode_residual_args){
-    .n = r->c.n, .m = r->c.m, .d = r->c.d, .index = r->index, .w_dec = r->weights.w_dec, .b_dec = r->weights.b_dec,
-    .target = r->x, .residual = r->residual, .column_sums = r->column_sums, .sum_squares = &r->sum_squares,
-    .cosine = &r->cosine, .workspace = r->workspace, .workspace_bytes = r->workspace_bytes };
+  return (sl_sae_decode_residual_args){ .n = r->c.n,
+                                        .m = r->c.m,
+                                        .d = r->c.d,
+                                        .index = r->index,
+                                        .w_dec = r->weights.w_dec,
+                                        .b_dec = r->weights.b_dec,
+                                        .target = r->x,
+                                        .residual = r->residual,
+                                        .column_sums = r->column_sums,
+                                        .sum_squares = &r->sum_squares,
+                                        .cosine = &r->cosine,
+                                        .workspace = r->workspace,
+                                        .workspace_bytes = r->workspace_bytes };
 }
 
 static inline sae_rig rig_create(sae_case c, uint64_t seed) {
@@ -109,7 +129,9 @@ static inline sae_rig rig_create(sae_case c, uint64_t seed) {
   r.total_b_dec = rig_memory(c.d, 4);
   r.codes = rig_codes(&c, c.k);
   r.dead_codes = rig_codes(&c, c.k_dead);
-  r.index = (sl_codes_index){ .offsets = rig_memory(c.m + 1, 8), .tokens = rig_memory(entries, 4), .values = rig_memory(entries, 4) };
+  r.index = (sl_codes_index){ .offsets = rig_memory(c.m + 1, 8),
+                              .tokens = rig_memory(entries, 4),
+                              .values = rig_memory(entries, 4) };
   r.code_gradients = rig_memory(entries, 4);
   r.column_sums = rig_memory(c.d, 8);
   return r;
@@ -119,8 +141,12 @@ static inline sae_rig rig_create(sae_case c, uint64_t seed) {
 static inline void rig_workspace(sae_rig *r) {
   size_t panels, slabs, most = 0, need = 0;
   free(r->panels), free(r->u), free(r->residual), free(r->workspace);
-  rig_check(rig_kernels()->sae_pack(sl_cpu_device(), &(sl_sae_pack_args){
-    .n = r->c.n, .d = r->c.d, .dtype = r->c.bf16 ? SL_BF16 : SL_F32, .need_panels = &panels, .need_slabs = &slabs }));
+  rig_check(
+      rig_kernels()->sae_pack(sl_cpu_device(), &(sl_sae_pack_args){ .n = r->c.n,
+                                                                    .d = r->c.d,
+                                                                    .dtype = r->c.bf16 ? SL_BF16 : SL_F32,
+                                                                    .need_panels = &panels,
+                                                                    .need_slabs = &slabs }));
   r->panels = rig_memory((int64_t)panels, 1);
   r->u = rig_memory((int64_t)slabs, 1);
   r->residual = rig_memory((int64_t)slabs, 1);
@@ -128,7 +154,8 @@ static inline void rig_workspace(sae_rig *r) {
   encode.need = &need;
   rig_check(rig_kernels()->sae_encode_topk(sl_cpu_device(), &encode));
   most = need > most ? need : most;
-  rig_check(rig_kernels()->sae_index_codes(sl_cpu_device(), &(sl_sae_index_codes_args){ .codes = r->codes, .need = &need }));
+  rig_check(rig_kernels()->sae_index_codes(sl_cpu_device(),
+                                           &(sl_sae_index_codes_args){ .codes = r->codes, .need = &need }));
   most = need > most ? need : most;
   sl_sae_decode_residual_args decode = rig_decode_args(r);
   decode.need = &need;
@@ -151,17 +178,29 @@ static inline void rig_encode(sae_rig *r) {
 }
 
 static inline void rig_decode(sae_rig *r) {
-  rig_check(rig_kernels()->sae_index_codes(sl_cpu_device(), &(sl_sae_index_codes_args){
-    .codes = r->codes, .index = r->index, .workspace = r->workspace, .workspace_bytes = r->workspace_bytes }));
+  rig_check(rig_kernels()->sae_index_codes(
+      sl_cpu_device(), &(sl_sae_index_codes_args){ .codes = r->codes,
+                                                   .index = r->index,
+                                                   .workspace = r->workspace,
+                                                   .workspace_bytes = r->workspace_bytes }));
   sl_sae_decode_residual_args decode = rig_decode_args(r);
   rig_check(rig_kernels()->sae_decode_residual(sl_cpu_device(), &decode));
 }
 
 static inline void rig_backward(sae_rig *r, float scale) {
-  rig_check(rig_kernels()->sae_backward(sl_cpu_device(), &(sl_sae_backward_args){
-    .n = r->c.n, .m = r->c.m, .d_in = r->c.d, .d_out = r->c.d, .index = r->index, .residual = r->residual,
-    .column_sums = r->column_sums, .scale = scale, .u = r->u, .w_dec = r->weights.w_dec, .gradients = r->gradients,
-    .code_gradients = r->code_gradients }));
+  rig_check(rig_kernels()->sae_backward(sl_cpu_device(),
+                                        &(sl_sae_backward_args){ .n = r->c.n,
+                                                                 .m = r->c.m,
+                                                                 .d_in = r->c.d,
+                                                                 .d_out = r->c.d,
+                                                                 .index = r->index,
+                                                                 .residual = r->residual,
+                                                                 .column_sums = r->column_sums,
+                                                                 .scale = scale,
+                                                                 .u = r->u,
+                                                                 .w_dec = r->weights.w_dec,
+                                                                 .gradients = r->gradients,
+                                                                 .code_gradients = r->code_gradients }));
 }
 
 static inline void rig_finish(sae_rig *r, bool project) {
@@ -171,14 +210,18 @@ static inline void rig_finish(sae_rig *r, bool project) {
     .workspace = r->workspace, .workspace_bytes = r->workspace_bytes }));
 }
 
-static inline void rig_free_parameters(sl_sae_parameters *p) { free(p->w_enc), free(p->b_enc), free(p->w_dec), free(p->b_dec); }
+static inline void rig_free_parameters(sl_sae_parameters *p) {
+  free(p->w_enc), free(p->b_enc), free(p->w_dec), free(p->b_dec);
+}
 
 static inline void rig_free(sae_rig *r) {
   rig_free_parameters(&r->weights), rig_free_parameters(&r->moment1), rig_free_parameters(&r->moment2);
-  free(r->x), free(r->u), free(r->residual), free(r->total_b_dec), free(r->code_gradients), free(r->w_bf16), free(r->dead);
+  free(r->x), free(r->u), free(r->residual), free(r->total_b_dec), free(r->code_gradients), free(r->w_bf16),
+      free(r->dead);
   free(r->panels), free(r->workspace), free(r->column_sums);
   free(r->gradients.w_enc), free(r->gradients.w_dec), free(r->gradients.b_enc), free(r->gradients.b_dec);
-  free(r->gradients.touched), free(r->gradients.dot_dec), free(r->gradients.squares_enc), free(r->gradients.squares_dec);
+  free(r->gradients.touched), free(r->gradients.dot_dec), free(r->gradients.squares_enc),
+      free(r->gradients.squares_dec);
   free(r->codes.offsets), free(r->codes.ids), free(r->codes.values);
   free(r->dead_codes.offsets), free(r->dead_codes.ids), free(r->dead_codes.values);
   free(r->index.offsets), free(r->index.tokens), free(r->index.values);

@@ -1,5 +1,5 @@
-/* sae_pack, sae_encode_topk, sae_codes_prefix, sae_index_codes, sae_decode against naive float64 references, for every
- * instruction set that this processor has. */
+/* sae_pack, sae_encode_topk, sae_codes_prefix, sae_index_codes, sae_decode against naive float64 references,
+ * for every instruction set that this processor has. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -30,7 +30,8 @@ static int64_t reference_topk(const sae_rig *r, int64_t token, int64_t k, const 
   return n;
 }
 
-static void compare_row(const sae_rig *r, const sl_codes_view *codes, int64_t t, int64_t k, const uint8_t *mask) {
+static void compare_row(const sae_rig *r, const sl_codes_view *codes, int64_t t, int64_t k,
+                        const uint8_t *mask) {
   ranked *expected = malloc((size_t)(r->c.m + 1) * sizeof *expected);
   int64_t n = reference_topk(r, t, k, mask, expected), begin = codes->offsets[t];
   assert_int_equal(codes->offsets[t + 1] - begin, n);
@@ -99,7 +100,8 @@ static void test_no_tokens_and_no_positives(void **state) {
   rig_free(&empty);
   sae_rig r = rig_create((sae_case){ .n = 50, .d = 5, .m = 30, .k = 4, .exact = true }, 2);
   for (int64_t i = 0; i < r.c.m; i++) r.weights.b_enc[i] = i == 11 ? 0 : -100;
-  for (int64_t j = 0; j < r.c.d; j++) r.weights.w_enc[11 * r.c.d + j] = 0; /* pre-activation exactly 0: not kept */
+  for (int64_t j = 0; j < r.c.d; j++)
+    r.weights.w_enc[11 * r.c.d + j] = 0; /* pre-activation exactly 0: not kept */
   rig_encode(&r);
   assert_int_equal(r.entries, 0);
   for (int64_t t = 0; t <= r.c.n; t++) assert_int_equal(r.codes.offsets[t], 0);
@@ -185,6 +187,25 @@ static void test_threads_and_neighbours(void **state) {
   omp_set_num_threads(threads);
 }
 
+/* Fused multiply-adds in the same order: the wide builds agree to the bit, the base build to rounding. */
+static void test_instruction_sets_agree(void **state) {
+  (void)state;
+  sae_case c = { .n = 100, .d = 133, .m = 300, .k = 20 };
+  sae_rig rigs[2];
+  for (int i = 0; i < 2; i++) {
+    sae_cpu_limit_isa(i == 0 ? SAE_ISA_AVX2 : SAE_ISA_BEST);
+    rigs[i] = rig_create(c, 12);
+    rig_encode(&rigs[i]);
+  }
+  bool fused = sae_cpu_get_ops()->panel_tokens >= 16;
+  assert_int_equal(rigs[0].entries, rigs[1].entries);
+  if (fused) {
+    assert_memory_equal(rigs[0].codes.ids, rigs[1].codes.ids, (size_t)rigs[0].entries * 4);
+    assert_memory_equal(rigs[0].codes.values, rigs[1].codes.values, (size_t)rigs[0].entries * 4);
+  }
+  rig_free(&rigs[0]), rig_free(&rigs[1]);
+}
+
 static void test_prefix_is_the_smaller_selection(void **state) {
   (void)state;
   sae_case wide = { .n = 90, .d = 7, .m = 120, .k = 32, .exact = true }, narrow = wide;
@@ -248,6 +269,7 @@ int main(void) {
     cmocka_unit_test(test_ties),
     cmocka_unit_test(test_nonfinite_is_counted),
     cmocka_unit_test(test_threads_and_neighbours),
+    cmocka_unit_test(test_instruction_sets_agree),
     cmocka_unit_test(test_prefix_is_the_smaller_selection),
     cmocka_unit_test(test_index_and_decode),
   };

@@ -8,14 +8,16 @@
 #include "support/sae_reference.h"
 
 static const sae_case cases[] = {
-  {   1,   1,   1,   1, 0, false, false }, {   6,   3,   7,   2, 0, false, false }, {  40,  17,  13,  13, 0, false, false },
-  {  70,  96,  40,   8, 0, false, false }, { 129, 100, 101,  32, 0, false, false }, { 300,  64, 500,   2, 0, false, false },
+  { 1, 1, 1, 1, 0, false, false },        { 6, 3, 7, 2, 0, false, false },
+  { 40, 17, 13, 13, 0, false, false },    { 70, 96, 40, 8, 0, false, false },
+  { 129, 100, 101, 32, 0, false, false }, { 300, 64, 500, 2, 0, false, false },
 };
 
 typedef struct { double *w_enc, *w_dec, *b_enc, *b_dec; } wide_gradients;
 
 static wide_gradients wide_create(const sae_case *c) {
-  return (wide_gradients){ rig_memory(c->m * c->d, 8), rig_memory(c->m * c->d, 8), rig_memory(c->m, 8), rig_memory(c->d, 8) };
+  return (wide_gradients){ rig_memory(c->m * c->d, 8), rig_memory(c->m * c->d, 8), rig_memory(c->m, 8),
+                           rig_memory(c->d, 8) };
 }
 static void wide_free(wide_gradients *g) { free(g->w_enc), free(g->w_dec), free(g->b_enc), free(g->b_dec); }
 
@@ -139,7 +141,8 @@ static void test_accumulation_is_one_big_batch(void **state) {
 
 typedef struct { double lr, beta1, beta2, eps, decay, scale; int64_t step; bool adam, project, unit; } rule;
 
-static void reference_adam(const rule *o, double *w, double *m1, double *m2, const double *g, int64_t n, bool matrix) {
+static void reference_adam(const rule *o, double *w, double *m1, double *m2, const double *g, int64_t n,
+                           bool matrix) {
   for (int64_t j = 0; j < n; j++) {
     double gradient = o->scale * g[j];
     if (matrix) w[j] *= 1 - o->lr * o->decay;
@@ -161,19 +164,33 @@ static double *widen(const float *x, int64_t n) {
 }
 
 static void run_update(sae_rig *r, const rule *o, bool bf16) {
-  rig_check(rig_kernels()->sae_update(sl_cpu_device(), &(sl_sae_update_args){
-    .m = r->c.m, .d_in = r->c.d, .d_out = r->c.d, .rule = o->adam ? SL_SAE_ADAM : SL_SAE_SGD, .parameters = r->weights,
-    .moment1 = r->moment1, .moment2 = r->moment2, .gradients = r->gradients, .total_b_dec = r->total_b_dec,
-    .scale = (float)o->scale, .project = o->project, .unit_rows = o->unit, .lr = (float)o->lr, .beta1 = (float)o->beta1,
-    .beta2 = (float)o->beta2, .eps = (float)o->eps, .weight_decay = (float)o->decay, .step = o->step,
-    .w_enc_bf16 = bf16 ? r->w_bf16 : NULL }));
+  rig_check(rig_kernels()->sae_update(sl_cpu_device(),
+                                      &(sl_sae_update_args){ .m = r->c.m,
+                                                             .d_in = r->c.d,
+                                                             .d_out = r->c.d,
+                                                             .rule = o->adam ? SL_SAE_ADAM : SL_SAE_SGD,
+                                                             .parameters = r->weights,
+                                                             .moment1 = r->moment1,
+                                                             .moment2 = r->moment2,
+                                                             .gradients = r->gradients,
+                                                             .total_b_dec = r->total_b_dec,
+                                                             .scale = (float)o->scale,
+                                                             .project = o->project,
+                                                             .unit_rows = o->unit,
+                                                             .lr = (float)o->lr,
+                                                             .beta1 = (float)o->beta1,
+                                                             .beta2 = (float)o->beta2,
+                                                             .eps = (float)o->eps,
+                                                             .weight_decay = (float)o->decay,
+                                                             .step = o->step,
+                                                             .w_enc_bf16 = bf16 ? r->w_bf16 : NULL }));
 }
 
 static void check_update(sae_case c, rule o, int steps) {
   sae_rig r = rig_create(c, 31);
   int64_t md = c.m * c.d;
-  double *w_enc = widen(r.weights.w_enc, md), *w_dec = widen(r.weights.w_dec, md), *b_enc = widen(r.weights.b_enc, c.m),
-         *b_dec = widen(r.weights.b_dec, c.d);
+  double *w_enc = widen(r.weights.w_enc, md), *w_dec = widen(r.weights.w_dec, md),
+         *b_enc = widen(r.weights.b_enc, c.m), *b_dec = widen(r.weights.b_dec, c.d);
   wide_gradients m1 = wide_create(&c), m2 = wide_create(&c);
   for (int s = 1; s <= steps; s++) {
     wide_gradients g = wide_create(&c);
@@ -211,8 +228,17 @@ static void check_update(sae_case c, rule o, int steps) {
 static void test_updates(void **state) {
   (void)state;
   /* eps large enough that a gradient of nearly zero does not become a full step by its rounding error */
-  rule adam = { .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-2, .scale = 0.5, .adam = true, .project = true, .unit = true };
-  rule plain = { .lr = 1e-3, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-2, .decay = 0.1, .scale = 1, .adam = true };
+  rule adam = { .lr = 1e-2,
+                .beta1 = 0.9,
+                .beta2 = 0.999,
+                .eps = 1e-2,
+                .scale = 0.5,
+                .adam = true,
+                .project = true,
+                .unit = true };
+  rule plain = {
+    .lr = 1e-3, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-2, .decay = 0.1, .scale = 1, .adam = true
+  };
   rule sgd = { .lr = 1e-3, .scale = 1, .unit = true, .project = true };
   rule decayed = { .lr = 1e-3, .scale = 0.7, .decay = 0.5 };
   sae_case c = { .n = 20, .d = 19, .m = 90, .k = 3 }, wide = { .n = 60, .d = 96, .m = 70, .k = 5 };
@@ -229,12 +255,22 @@ static void test_threads(void **state) {
   (void)state;
   int threads = omp_get_max_threads();
   sae_case c = { .n = 200, .d = 256, .m = 9000, .k = 24 };
-  rule adam = { .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .scale = 0.5, .adam = true, .project = true, .unit = true, .step = 1 };
+  rule adam = { .lr = 1e-2,
+                .beta1 = 0.9,
+                .beta2 = 0.999,
+                .eps = 1e-8,
+                .scale = 0.5,
+                .adam = true,
+                .project = true,
+                .unit = true,
+                .step = 1 };
   omp_set_num_threads(1);
   sae_rig one = rig_create(c, 8), three = rig_create(c, 8);
-  rig_encode(&one), rig_decode(&one), rig_backward(&one, -1), rig_finish(&one, true), run_update(&one, &adam, false);
+  rig_encode(&one), rig_decode(&one), rig_backward(&one, -1), rig_finish(&one, true),
+      run_update(&one, &adam, false);
   omp_set_num_threads(3);
-  rig_encode(&three), rig_decode(&three), rig_backward(&three, -1), rig_finish(&three, true), run_update(&three, &adam, false);
+  rig_encode(&three), rig_decode(&three), rig_backward(&three, -1), rig_finish(&three, true),
+      run_update(&three, &adam, false);
   omp_set_num_threads(threads);
   assert_true(one.norm_squares == three.norm_squares);
   assert_memory_equal(one.weights.w_enc, three.weights.w_enc, (size_t)(c.m * c.d) * 4);
@@ -253,7 +289,12 @@ static void test_center(void **state) {
   for (int j = 0; j < D; j++) x[j] = 1e4f; /* an outlier moves the mean, hardly the median */
   double variance, workspace[D * 40];
   int iterations;
-  sl_sae_center_args args = { .n = N, .d = D, .x = x, .center = mean, .total_variance = &variance, .workspace = workspace,
+  sl_sae_center_args args = { .n = N,
+                              .d = D,
+                              .x = x,
+                              .center = mean,
+                              .total_variance = &variance,
+                              .workspace = workspace,
                               .workspace_bytes = sizeof workspace };
   rig_check(rig_kernels()->sae_center(sl_cpu_device(), &args));
   double expected = 0;
@@ -261,10 +302,12 @@ static void test_center(void **state) {
     double sum = 0;
     for (int t = 0; t < N; t++) sum += (double)x[t * D + j];
     assert_true(fabs(sum / N - (double)mean[j]) < 1e-4);
-    for (int t = 0; t < N; t++) expected += ((double)x[t * D + j] - sum / N) * ((double)x[t * D + j] - sum / N);
+    for (int t = 0; t < N; t++)
+      expected += ((double)x[t * D + j] - sum / N) * ((double)x[t * D + j] - sum / N);
   }
   assert_true(fabs(expected - variance) < 1e-5 * expected);
-  args.center = median, args.median = true, args.tolerance = 1e-7, args.max_iterations = 500, args.iterations = &iterations;
+  args.center = median, args.median = true, args.tolerance = 1e-7, args.max_iterations = 500,
+  args.iterations = &iterations;
   rig_check(rig_kernels()->sae_center(sl_cpu_device(), &args));
   assert_true(iterations > 1 && iterations < 500);
   for (int j = 0; j < D; j++) { /* at the median the unit vectors to the points cancel */

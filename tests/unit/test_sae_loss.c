@@ -1,5 +1,5 @@
-/* The dictionary as its callers use it: gradients against finite differences for every term, micro pieces, bf16,
- * bookkeeping, start values, codes, refusals, and failing allocations. */
+/* The dictionary as its callers use it: gradients against finite differences for every term, micro pieces,
+ * bf16, bookkeeping, start values, codes, refusals, and failing allocations. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -32,8 +32,10 @@ static sl_tensor *noise(int64_t rows, int64_t columns, uint64_t seed) {
 static sl_sae *make(sl_sae_config config, uint64_t seed) {
   sl_sae *sae;
   ok(sl_sae_create(sl_cpu_device(), &config, seed, &sae));
-  for (int64_t i = 0; i < config.d_sae; i++) sl_tensor_f32(sae->parameters[SL_SAE_B_ENC])[i] = 0.02f * (float)(i % 5 - 1);
-  for (int64_t j = 0; j < config.d_in; j++) sl_tensor_f32(sae->parameters[SL_SAE_B_DEC])[j] = 0.05f * (float)(j % 3 - 1);
+  for (int64_t i = 0; i < config.d_sae; i++)
+    sl_tensor_f32(sae->parameters[SL_SAE_B_ENC])[i] = 0.02f * (float)(i % 5 - 1);
+  for (int64_t j = 0; j < config.d_in; j++)
+    sl_tensor_f32(sae->parameters[SL_SAE_B_DEC])[j] = 0.05f * (float)(j % 3 - 1);
   return sae;
 }
 
@@ -45,14 +47,17 @@ static sl_sae_loss *loss_of(sl_sae *sae, const sl_tensor *x, const sl_sae_loss_o
 
 /* -- Finite differences -- */
 
-/* A slope from float32 losses: the terms are smooth between changes of selection, so a direction is accepted only if the
- * selection is the same on both sides; AuxK's target is held fixed by definition and is differenced by hand. */
-static double main_and_multi(sl_sae *sae, const sl_tensor *x, const sl_sae_loss_opts *opts, int64_t *entries) {
+/* A slope from float32 losses: the terms are smooth between changes of selection, so a direction is accepted
+ * only if the selection is the same on both sides; AuxK's target is held fixed by definition and is
+ * differenced by hand. */
+static double main_and_multi(sl_sae *sae, const sl_tensor *x, const sl_sae_loss_opts *opts,
+                             int64_t *entries) {
   sl_sae_loss *loss = loss_of(sae, x, opts);
   double value = loss->loss - opts->auxk_alpha * loss->auxk;
   sl_codes *codes = sl_sae_loss_codes(loss);
   *entries = 0;
-  for (int64_t p = 0; p < codes->entries; p++) *entries = (int64_t)((uint64_t)*entries * 31 + (uint64_t)((int32_t *)sl_tensor_data(codes->ids))[p]);
+  for (int64_t p = 0; p < codes->entries; p++)
+    *entries = (int64_t)((uint64_t)*entries * 31 + (uint64_t)((int32_t *)sl_tensor_data(codes->ids))[p]);
   sl_codes_release(codes);
   sl_sae_loss_release(loss);
   return value;
@@ -69,7 +74,8 @@ static void check_slopes(sl_sae_config config, sl_sae_loss_opts opts) {
     ok(sl_sae_grad(sae, sl_sae_parameter_name(id), &grad));
     float *w = sl_tensor_f32(sae->parameters[id]);
     double largest = 0;
-    for (int64_t i = 0; i < sl_tensor_count(grad); i++) largest = fmax(largest, fabs((double)sl_tensor_f32(grad)[i]));
+    for (int64_t i = 0; i < sl_tensor_count(grad); i++)
+      largest = fmax(largest, fabs((double)sl_tensor_f32(grad)[i]));
     for (int64_t i = 0; i < sl_tensor_count(grad); i++) {
       float saved = w[i];
       int64_t sides[2];
@@ -81,7 +87,8 @@ static void check_slopes(sl_sae_config config, sl_sae_loss_opts opts) {
       if (sides[0] != sides[1]) continue;
       double slope = (high - low) / (above - below), got = (double)sl_tensor_f32(grad)[i];
       if (fabs(slope - got) > 2e-2 * largest + 2e-5)
-        fail_msg("%s[%lld]: slope %.6g, gradient %.6g (largest %.3g)", sl_sae_parameter_name(id), (long long)i, slope, got, largest);
+        fail_msg("%s[%lld]: slope %.6g, gradient %.6g (largest %.3g)", sl_sae_parameter_name(id),
+                 (long long)i, slope, got, largest);
       compared++;
     }
     sl_tensor_release(grad);
@@ -93,7 +100,8 @@ static void check_slopes(sl_sae_config config, sl_sae_loss_opts opts) {
 static void test_slopes(void **state) {
   (void)state;
   sl_sae_config config = sl_sae_config_topk(5, 12, 2);
-  config.normalize_decoder = false; /* the gradient is the raw one in any case, but a nudged row must stay nudged */
+  config.normalize_decoder =
+      false; /* the gradient is the raw one in any case, but a nudged row must stay nudged */
   sl_sae_loss_opts opts = sl_sae_loss_defaults();
   check_slopes(config, opts);
   opts.kind = SL_SAE_MSE;
@@ -106,13 +114,16 @@ static void test_slopes(void **state) {
   check_slopes(config, opts);
 }
 
-/* AuxK: the difference quotient of s sum |e_aux - e0|^2 with e0 from before the nudge, all by hand in float64. */
+/* AuxK: the difference quotient of s sum |e_aux - e0|^2 with e0 from before the nudge, all by hand in
+ * float64. */
 typedef struct { const double *e0; const uint8_t *dead; int64_t k; double scale; } aux_problem;
 
 static double aux_by_hand(const sl_sae *sae, const sl_tensor *x, const aux_problem *p) {
   int64_t d = sae->config.d_in, m = sae->config.d_sae;
-  const float *w_enc = sl_tensor_f32(sae->parameters[SL_SAE_W_ENC]), *w_dec = sl_tensor_f32(sae->parameters[SL_SAE_W_DEC]);
-  const float *b_enc = sl_tensor_f32(sae->parameters[SL_SAE_B_ENC]), *b_dec = sl_tensor_f32(sae->parameters[SL_SAE_B_DEC]);
+  const float *w_enc = sl_tensor_f32(sae->parameters[SL_SAE_W_ENC]),
+              *w_dec = sl_tensor_f32(sae->parameters[SL_SAE_W_DEC]);
+  const float *b_enc = sl_tensor_f32(sae->parameters[SL_SAE_B_ENC]),
+              *b_dec = sl_tensor_f32(sae->parameters[SL_SAE_B_DEC]);
   double total = 0, *pre = calloc((size_t)m, sizeof *pre), *out = calloc((size_t)d, sizeof *out);
   for (int64_t t = 0; t < x->shape[0]; t++) {
     for (int64_t i = 0; i < m; i++) {
@@ -156,7 +167,8 @@ static void test_auxk_slopes(void **state) {
     if (with) assert_true(fabs(aux_by_hand(sae, x, &now) - loss->auxk) < 1e-5);
     ok(sl_sae_zero_grad(sae));
     ok(sl_sae_backward(loss, 1));
-    for (int id = 0; id < SL_SAE_PARAMETERS; id++) ok(sl_sae_grad(sae, sl_sae_parameter_name(id), &grads[with][id]));
+    for (int id = 0; id < SL_SAE_PARAMETERS; id++)
+      ok(sl_sae_grad(sae, sl_sae_parameter_name(id), &grads[with][id]));
     sl_codes_release(codes), sl_sae_loss_release(loss), sl_tensor_release(x_hat);
   }
   aux_problem problem = { e0, dead, 3, 1.0 / (ROWS * D) };
@@ -170,7 +182,8 @@ static void test_auxk_slopes(void **state) {
       double slope = (high - aux_by_hand(sae, x, &problem)) / (above - (double)w[i]);
       w[i] = saved;
       double got = (double)sl_tensor_f32(grads[1][id])[i] - (double)sl_tensor_f32(grads[0][id])[i];
-      if (fabs(slope - got) > 1e-4) fail_msg("%s[%lld]: slope %.6g, gradient %.6g", sl_sae_parameter_name(id), (long long)i, slope, got);
+      if (fabs(slope - got) > 1e-4)
+        fail_msg("%s[%lld]: slope %.6g, gradient %.6g", sl_sae_parameter_name(id), (long long)i, slope, got);
     }
     sl_tensor_release(grads[0][id]), sl_tensor_release(grads[1][id]);
   }
@@ -208,12 +221,14 @@ static void test_training_lowers_the_loss(void **state) {
     assert_true(after->l0 <= 6 && after->l0 > 4);
     for (int64_t i = 0; i < 64; i++) {
       double norm = 0;
-      for (int64_t j = 0; j < 16; j++) norm += pow((double)sl_tensor_f32(sae->parameters[SL_SAE_W_DEC])[i * 16 + j], 2);
+      for (int64_t j = 0; j < 16; j++)
+        norm += pow((double)sl_tensor_f32(sae->parameters[SL_SAE_W_DEC])[i * 16 + j], 2);
       assert_true(fabs(norm - 1) < 1e-5);
     }
     if (bf16) { /* the copy follows the master weights */
       const uint16_t *copy = sl_tensor_data(sae->w_enc_bf16);
-      for (int64_t i = 0; i < 64 * 16; i++) assert_int_equal(copy[i], sl_f32_to_bf16(sl_tensor_f32(sae->parameters[SL_SAE_W_ENC])[i]));
+      for (int64_t i = 0; i < 64 * 16; i++)
+        assert_int_equal(copy[i], sl_f32_to_bf16(sl_tensor_f32(sae->parameters[SL_SAE_W_ENC])[i]));
     }
     sl_sae_loss_release(before), sl_sae_loss_release(after), sl_tensor_release(x), sl_sae_release(sae);
   }
@@ -237,9 +252,11 @@ static void test_clip(void **state) {
   ok(sl_sae_optim_step(optim, 1));
   assert_true(optim->grad_norm > 1e-2);
   for (int i = 0; i < 32 * 8; i++)
-    assert_float_equal(before[i] - sl_tensor_f32(grad)[i] * (float)(1e-3 / optim->grad_norm), sl_tensor_f32(sae->parameters[SL_SAE_W_ENC])[i], 1e-6f);
+    assert_float_equal(before[i] - sl_tensor_f32(grad)[i] * (float)(1e-3 / optim->grad_norm),
+                       sl_tensor_f32(sae->parameters[SL_SAE_W_ENC])[i], 1e-6f);
   for (int i = 0; i < 8; i++)
-    assert_float_equal(bias[i] - sl_tensor_f32(grad_bias)[i] * (float)(1e-3 / optim->grad_norm), sl_tensor_f32(sae->parameters[SL_SAE_B_DEC])[i], 1e-6f);
+    assert_float_equal(bias[i] - sl_tensor_f32(grad_bias)[i] * (float)(1e-3 / optim->grad_norm),
+                       sl_tensor_f32(sae->parameters[SL_SAE_B_DEC])[i], 1e-6f);
   sl_tensor_release(grad), sl_tensor_release(grad_bias), sl_tensor_release(x);
   sl_sae_loss_release(loss), sl_sae_optim_release(optim), sl_sae_release(sae);
 }
@@ -249,7 +266,8 @@ static void test_fired(void **state) {
   for (int pieces = 1; pieces <= 4; pieces += 3) {
     sl_sae *sae = make(sl_sae_config_topk(6, 40, 2), 9);
     sl_tensor *x = noise(10, 6, 7);
-    int64_t expected[40] = {0}, *since = sl_tensor_data(sae->tokens_since_fired), *counts = sl_tensor_data(sae->fire_counts);
+    int64_t expected[40] = { 0 }, *since = sl_tensor_data(sae->tokens_since_fired),
+            *counts = sl_tensor_data(sae->fire_counts);
     sl_sae_loss_opts opts = sl_sae_loss_defaults();
     opts.micro_acc_steps = pieces, opts.multi_alpha = 0.1; /* the 4k codes must not count */
     sl_sae_loss *loss = loss_of(sae, x, &opts);
@@ -281,8 +299,10 @@ static void test_start_values(void **state) {
   (void)state;
   sl_sae *a = NULL, *b = NULL, *c = NULL;
   sl_sae_config config = sl_sae_config_topk(24, 300, 3);
-  ok(sl_sae_create(sl_cpu_device(), &config, 1, &a)), ok(sl_sae_create(sl_cpu_device(), &config, 1, &b)), ok(sl_sae_create(sl_cpu_device(), &config, 2, &c));
-  const float *w = sl_tensor_f32(a->parameters[SL_SAE_W_ENC]), *d = sl_tensor_f32(a->parameters[SL_SAE_W_DEC]);
+  ok(sl_sae_create(sl_cpu_device(), &config, 1, &a)), ok(sl_sae_create(sl_cpu_device(), &config, 1, &b)),
+      ok(sl_sae_create(sl_cpu_device(), &config, 2, &c));
+  const float *w = sl_tensor_f32(a->parameters[SL_SAE_W_ENC]),
+              *d = sl_tensor_f32(a->parameters[SL_SAE_W_DEC]);
   assert_memory_equal(w, sl_tensor_f32(b->parameters[SL_SAE_W_ENC]), 24 * 300 * 4);
   assert_memory_not_equal(w, sl_tensor_f32(c->parameters[SL_SAE_W_ENC]), 24 * 300 * 4);
   double mean = 0, squares = 0;
@@ -294,7 +314,8 @@ static void test_start_values(void **state) {
   for (int i = 0; i < 300; i++) {
     double norm = 0;
     for (int j = 0; j < 24; j++) norm += (double)w[i * 24 + j] * (double)w[i * 24 + j];
-    for (int j = 0; j < 24; j++) assert_true(fabs((double)d[i * 24 + j] - (double)w[i * 24 + j] / sqrt(norm)) < 1e-6);
+    for (int j = 0; j < 24; j++)
+      assert_true(fabs((double)d[i * 24 + j] - (double)w[i * 24 + j] / sqrt(norm)) < 1e-6);
   }
   sl_tensor *x = noise(40, 24, 2);
   float *b_dec = sl_tensor_f32(a->parameters[SL_SAE_B_DEC]);
@@ -328,15 +349,19 @@ static void test_codes(void **state) {
   assert_int_equal(seen, codes->entries);
   for (int64_t t = 0, p = 0; t < 4; t++)
     for (; p < ((int64_t *)sl_tensor_data(offsets))[t + 1]; p++)
-      assert_true(sl_tensor_f32(dense)[t * 11 + ((int32_t *)sl_tensor_data(ids))[p]] == sl_tensor_f32(values)[p]);
+      assert_true(sl_tensor_f32(dense)[t * 11 + ((int32_t *)sl_tensor_data(ids))[p]] ==
+                  sl_tensor_f32(values)[p]);
   ok(sl_codes_from_tensors(offsets, ids, values, 11, &again));
   assert_int_equal(again->entries, codes->entries);
   sl_codes *wrong = NULL;
-  assert_int_equal(sl_codes_from_tensors(offsets, ids, values, ((int32_t *)sl_tensor_data(ids))[codes->entries - 1], &wrong), SL_EINVAL);
+  assert_int_equal(sl_codes_from_tensors(offsets, ids, values,
+                                         ((int32_t *)sl_tensor_data(ids))[codes->entries - 1], &wrong),
+                   SL_EINVAL);
   ((int64_t *)sl_tensor_data(offsets))[2] = 99;
   assert_int_equal(sl_codes_from_tensors(offsets, ids, values, 11, &wrong), SL_EINVAL);
   assert_null(wrong);
-  sl_tensor_release(x), sl_tensor_release(dense), sl_tensor_release(offsets), sl_tensor_release(ids), sl_tensor_release(values);
+  sl_tensor_release(x), sl_tensor_release(dense), sl_tensor_release(offsets), sl_tensor_release(ids),
+      sl_tensor_release(values);
   sl_codes_release(codes), sl_codes_release(again), sl_sae_release(sae);
 }
 
@@ -381,7 +406,8 @@ static void test_refusals(void **state) {
   bad.beta1 = 1;
   sl_sae_optim *optim = NULL;
   assert_int_equal(sl_sae_optim_create(sae, &bad, &optim), SL_EINVAL);
-  sl_sae_loss_release(loss), sl_tensor_release(x), sl_tensor_release(narrow), sl_tensor_release(none), sl_sae_release(sae);
+  sl_sae_loss_release(loss), sl_tensor_release(x), sl_tensor_release(narrow), sl_tensor_release(none),
+      sl_sae_release(sae);
 }
 
 static void test_state_tensors(void **state) {
@@ -416,7 +442,8 @@ static sl_status whole_step(const sl_tensor *x) {
   sl_tensor *t = NULL, *dense = NULL;
   sl_sae_config config = sl_sae_config_topk(5, 30, 2);
   sl_sae_loss_opts opts = sl_sae_loss_defaults();
-  opts.auxk_alpha = 0.1, opts.multi_alpha = 0.1, opts.micro_acc_steps = 2, opts.dtype = SL_BF16, opts.dead_feature_threshold = -1;
+  opts.auxk_alpha = 0.1, opts.multi_alpha = 0.1, opts.micro_acc_steps = 2, opts.dtype = SL_BF16,
+  opts.dead_feature_threshold = -1;
   sl_status status = sl_sae_create(sl_cpu_device(), &config, 1, &sae);
   if (status == SL_OK) status = sl_sae_init_b_dec(sae, x, SL_SAE_CENTER_MEDIAN);
   if (status == SL_OK) status = sl_sae_optim_create(sae, NULL, &optim);

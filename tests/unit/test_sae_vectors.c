@@ -1,5 +1,6 @@
-/* The dictionary against closed-form inputs with known answers: the test vectors of two small problems, worked out in
- * float64 and checked with sparsify 1.3.3 (its "exact gradient" variants, where that package drops a part). */
+/* The dictionary against closed-form inputs with known answers: the test vectors of two small problems,
+ * worked out in float64 and checked with sparsify 1.3.3 (its "exact gradient" variants, where that package
+ * drops a part). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -31,7 +32,8 @@ static void set(sl_sae *sae, const char *name, const float *values, int64_t rows
 }
 
 static void close_to(double got, double want) {
-  if (!(fabs(got - want) <= 1e-5 * (fabs(want) > 1 ? fabs(want) : 1))) fail_msg("%.9g, expected %.9g", got, want);
+  if (!(fabs(got - want) <= 1e-5 * (fabs(want) > 1 ? fabs(want) : 1)))
+    fail_msg("%.9g, expected %.9g", got, want);
 }
 
 static void close_all(const float *got, const double *want, int n) {
@@ -79,7 +81,8 @@ static void mark_dead(sl_sae *sae, const int *ids, int n) {
 static const float small_x[] = { 1, 2, 3, -1, 0, 1 };
 
 static sl_sae *small_sae(void) {
-  static const float w_enc[] = { .5f, .5f, -.5f, .25f, .25f, -.75f, .6f, .2f }, b_enc[] = { .1f, 0, -.1f, .05f }, b_dec[] = { .2f, -.1f };
+  static const float w_enc[] = { .5f, .5f, -.5f, .25f, .25f, -.75f, .6f, .2f },
+                     b_enc[] = { .1f, 0, -.1f, .05f }, b_dec[] = { .2f, -.1f };
   sl_sae *sae;
   sl_sae_config config = sl_sae_config_topk(2, 4, 2);
   ok(sl_sae_create(sl_cpu_device(), &config, 1, &sae));
@@ -107,12 +110,15 @@ static void test_small(void **state) {
   static const double want_x[] = { 2.197265, 1.296432, 2.07365, -.819418, .253499, .456614 };
   close_all(sl_tensor_f32(x_hat), want_x, 6);
   ok(sl_sae_backward(loss, 1));
-  static const double dw_dec[] = { .42754, -.297727, .02037, -.043665, -.253092, .049338, -.063952, -.083247 };
+  static const double dw_dec[] = {
+    .42754, -.297727, .02037, -.043665, -.253092, .049338, -.063952, -.083247
+  };
   static const double dw_enc[] = { .06863, .108776, .020132, -.110726, -.278552, .089534, -.336453, .569474 };
   static const double db_enc[] = { .030882, -.10066, -.099483, .019635 }, db_dec[] = { .059693, -.297323 };
   grad_rows(sae, "W_dec", 0, dw_dec, 8), grad_rows(sae, "W_enc", 0, dw_enc, 8);
   grad_rows(sae, "b_enc", 0, db_enc, 4), grad_rows(sae, "b_dec", 0, db_dec, 2);
-  static const double projected[] = { .362633, -.362633, -.013392, -.026784, -.212982, -.070994, .018579, -.055737 };
+  static const double projected[] = { .362633,  -.362633, -.013392, -.026784,
+                                      -.212982, -.070994, .018579,  -.055737 };
   sl_sae_optim_config sgd = { .rule = SL_SAE_SGD }; /* one step of it shows the projected gradient */
   sl_sae_optim *optim;
   ok(sl_sae_optim_create(sae, &sgd, &optim));
@@ -121,10 +127,13 @@ static void test_small(void **state) {
   ok(sl_sae_optim_step(optim, 1e-2));
   for (int i = 0; i < 8; i += 2) {
     double moved[2], norm = 0;
-    for (int j = 0; j < 2; j++) moved[j] = (double)before[i + j] - 1e-2 * projected[i + j], norm += moved[j] * moved[j];
-    for (int j = 0; j < 2; j++) close_to((double)sl_tensor_f32(sae->parameters[SL_SAE_W_DEC])[i + j], moved[j] / sqrt(norm));
+    for (int j = 0; j < 2; j++)
+      moved[j] = (double)before[i + j] - 1e-2 * projected[i + j], norm += moved[j] * moved[j];
+    for (int j = 0; j < 2; j++)
+      close_to((double)sl_tensor_f32(sae->parameters[SL_SAE_W_DEC])[i + j], moved[j] / sqrt(norm));
   }
-  sl_tensor_release(x), sl_tensor_release(ids), sl_tensor_release(offsets), sl_tensor_release(values), sl_tensor_release(x_hat);
+  sl_tensor_release(x), sl_tensor_release(ids), sl_tensor_release(offsets), sl_tensor_release(values),
+      sl_tensor_release(x_hat);
   sl_codes_release(codes), sl_sae_loss_release(loss), sl_sae_optim_release(optim), sl_sae_release(sae);
 }
 
@@ -159,7 +168,8 @@ static sl_sae *formula_sae(void) {
   sl_sae *sae;
   sl_sae_config config = sl_sae_config_topk(D, M, 2);
   ok(sl_sae_create(sl_cpu_device(), &config, 1, &sae));
-  set(sae, "W_enc", w_enc, M, D), set(sae, "W_dec", w_dec, M, D), set(sae, "b_enc", b_enc, M, 0), set(sae, "b_dec", b_dec, D, 0);
+  set(sae, "W_enc", w_enc, M, D), set(sae, "W_dec", w_dec, M, D), set(sae, "b_enc", b_enc, M, 0),
+      set(sae, "b_dec", b_dec, D, 0);
   checksum_parameter(sae, "W_enc", -.078125, -1.421875, .9826660156);
   checksum_parameter(sae, "W_dec", 7.562432834, 35.60613522, 16);
   return sae;
@@ -168,13 +178,15 @@ static sl_sae *formula_sae(void) {
 static sl_tensor *formula_x(void) {
   float x[N * D];
   for (int t = 0; t < N; t++)
-    for (int d = 0; d < D; d++) x[t * D + d] = (float)((17 * t * t + 6 * d * d + 6 * t * d + t + 2 * d) % 29 - 14) / 4;
+    for (int d = 0; d < D; d++)
+      x[t * D + d] = (float)((17 * t * t + 6 * d * d + 6 * t * d + t + 2 * d) % 29 - 14) / 4;
   sl_tensor *tensor = tensor2(x, N, D);
   checksum(tensor, -22.25, -86.25, 126.5625);
   return tensor;
 }
 
-/* After one Adam step at lr 0.01; fvu2 is the loss of the same batch then, and so answers for W_dec and its unit rows. */
+/* After one Adam step at lr 0.01; fvu2 is the loss of the same batch then, and so answers for W_dec and its
+ * unit rows. */
 typedef struct { double w_enc[3], b_enc[3], fvu2; } after_step;
 
 static sl_sae_optim *step_and_compare(sl_sae *sae, const sl_tensor *x, const after_step *want) {
@@ -191,7 +203,9 @@ static sl_sae_optim *step_and_compare(sl_sae *sae, const sl_tensor *x, const aft
   return optim;
 }
 
-static const after_step after_a = { { -.0781249433, -1.30187486, .973503499 }, { -.0278125111, .0871874374, .00606142461 }, 1.74847278 };
+static const after_step after_a = { { -.0781249433, -1.30187486, .973503499 },
+                                    { -.0278125111, .0871874374, .00606142461 },
+                                    1.74847278 };
 
 /* `pieces` cuts the batch; `scale` and a second half repeat the gradient. */
 static void run_a(int64_t pieces, int halves) {
@@ -210,19 +224,28 @@ static void run_a(int64_t pieces, int halves) {
     ok(sl_sae_backward(loss, 1.0 / halves));
     sl_sae_loss_release(loss);
   }
-  static const double w_enc1[] = { .01731728, .03030525, -.08225710, -.11256234, .16875063, -.21730592, .24235443, -.30889382, 0, 0, 0, 0 };
-  static const double w_enc10[] = { -.24946946, -.12473473, .27825440, -.24946946, .00171755, .01975177, .01288159, -.01030527, 0, 0, 0, 0, 0, 0, 0, 0,
-                                    .46165984, -.65688842, .13092038, -.67617766, -.02770682, -.01071285, .11248718, .13066157 };
-  static const double w_dec1[] = { .01228452, .00123485, .06231689, .05582923, .01965814, .10382932, -.21053686, .14725785 };
-  static const double w_dec10[] = { .07514749, .03577841, -.14001753, .05991322, -.00323578, .02769783, .02148970, -.01518894 };
-  static const double w_dec14[] = { -.21057920, .23972015, -.01705785, .21926013, -.00982308, .03802055, .09115331, .06993827 };
-  static const double b_enc[] = { 0, .03463457, .08947139, 0, 0, 0, 0, 0, 0, 0, .07675983, -.00687018, 0, 0, .25381569, -.04422132 };
+  static const double w_enc1[] = { .01731728, .03030525,  -.08225710, -.11256234, .16875063, -.21730592,
+                                   .24235443, -.30889382, 0,          0,          0,         0 };
+  static const double w_enc10[] = { -.24946946, -.12473473, .27825440,  -.24946946, .00171755, .01975177,
+                                    .01288159,  -.01030527, 0,          0,          0,         0,
+                                    0,          0,          0,          0,          .46165984, -.65688842,
+                                    .13092038,  -.67617766, -.02770682, -.01071285, .11248718, .13066157 };
+  static const double w_dec1[] = { .01228452, .00123485, .06231689,  .05582923,
+                                   .01965814, .10382932, -.21053686, .14725785 };
+  static const double w_dec10[] = { .07514749,  .03577841, -.14001753, .05991322,
+                                    -.00323578, .02769783, .02148970,  -.01518894 };
+  static const double w_dec14[] = { -.21057920, .23972015, -.01705785, .21926013,
+                                    -.00982308, .03802055, .09115331,  .06993827 };
+  static const double b_enc[] = { 0, .03463457, .08947139, 0,          0, 0, 0,         0,
+                                  0, 0,         .07675983, -.00687018, 0, 0, .25381569, -.04422132 };
   static const double b_dec[] = { -.07541605, .34018273, -.03566539, .33073382 };
   grad_rows(sae, "W_enc", 1 * D, w_enc1, 12), grad_rows(sae, "W_enc", 10 * D, w_enc10, 24);
-  grad_rows(sae, "W_dec", 1 * D, w_dec1, 8), grad_rows(sae, "W_dec", 10 * D, w_dec10, 8), grad_rows(sae, "W_dec", 14 * D, w_dec14, 8);
+  grad_rows(sae, "W_dec", 1 * D, w_dec1, 8), grad_rows(sae, "W_dec", 10 * D, w_dec10, 8),
+      grad_rows(sae, "W_dec", 14 * D, w_dec14, 8);
   grad_rows(sae, "b_enc", 0, b_enc, M), grad_rows(sae, "b_dec", 0, b_dec, D);
   sl_sae_optim *optim = step_and_compare(sae, x, &after_a);
-  double tenth[3] = { .0759411303, .306695396, .00150556589 }; /* the first moment is a tenth of the projected gradient */
+  double tenth[3] = { .0759411303, .306695396,
+                      .00150556589 }; /* the first moment is a tenth of the projected gradient */
   checksum(optim->moments[0][SL_SAE_W_DEC], tenth[0], tenth[1], tenth[2]);
   sl_sae_optim_release(optim);
   sl_sae_release(sae), sl_tensor_release(x);
@@ -262,12 +285,17 @@ static void run_b(int64_t pieces) {
   close_to(loss->auxk, 1.89311084);
   close_to(loss->loss, 1.87647947);
   ok(sl_sae_backward(loss, 1));
-  static const double w_dec3[] = { -.00401854, .01790305, .01463459, -.00691342 }, w_dec13[] = { .05050059, .06622463, -.01577800, .08456950 };
-  static const double w_enc3[] = { -.02838748, .26856620, .22689294, -.03663936 }, w_enc9[] = { .00776091, .01358159, -.03686432, -.05044591 };
+  static const double w_dec3[] = { -.00401854, .01790305, .01463459, -.00691342 },
+                      w_dec13[] = { .05050059, .06622463, -.01577800, .08456950 };
+  static const double w_enc3[] = { -.02838748, .26856620, .22689294, -.03663936 },
+                      w_enc9[] = { .00776091, .01358159, -.03686432, -.05044591 };
   static const double b_enc[] = { -.09341433, .18144960, .01552182, .05483722 };
-  static const double b_dec_a[] = { -.07541605, .34018273, -.03566539, .33073382 }, b_dec_aux[] = { .02274407, -.01095899, -.02515517, .03049345 };
+  static const double b_dec_a[] = { -.07541605, .34018273, -.03566539, .33073382 },
+                      b_dec_aux[] = { .02274407, -.01095899, -.02515517, .03049345 };
   double scaled[D];
-#define SCALED(source) (memcpy(scaled, source, sizeof scaled), scaled[0] /= 32, scaled[1] /= 32, scaled[2] /= 32, scaled[3] /= 32, scaled)
+#define SCALED(source)                                                                                       \
+  (memcpy(scaled, source, sizeof scaled), scaled[0] /= 32, scaled[1] /= 32, scaled[2] /= 32,                 \
+   scaled[3] /= 32, scaled)
   grad_rows(sae, "W_dec", 3 * D, SCALED(w_dec3), D), grad_rows(sae, "W_dec", 13 * D, SCALED(w_dec13), D);
   grad_rows(sae, "W_enc", 3 * D, SCALED(w_enc3), D), grad_rows(sae, "W_enc", 9 * D, SCALED(w_enc9), D);
   SCALED(b_enc);
@@ -276,7 +304,9 @@ static void run_b(int64_t pieces) {
   SCALED(b_dec_aux);
   for (int d = 0; d < D; d++) scaled[d] += b_dec_a[d];
   grad_rows(sae, "b_dec", 0, scaled, D);
-  static const after_step after = { { -.0581246558, -1.14187496, .967291062 }, { -.0478122632, -.0428115492, .00646141816 }, 1.72516938 };
+  static const after_step after = { { -.0581246558, -1.14187496, .967291062 },
+                                    { -.0478122632, -.0428115492, .00646141816 },
+                                    1.72516938 };
   sl_sae_optim_release(step_and_compare(sae, x, &after));
   sl_sae_loss_release(loss), sl_sae_release(sae), sl_tensor_release(x);
 }
@@ -311,7 +341,9 @@ static void run_c(int64_t pieces) {
   checksum_grad(sae, "W_enc", -1.30226578, -7.49403573, 2.02237767);
   checksum_grad(sae, "b_enc", .459985372, 1.00237631, .101567384);
   checksum_grad(sae, "b_dec", .634830763, 2.06586827, .299178547);
-  static const after_step after = { { -.018124701, -1.02187407, .961078481 }, { -.0878118511, -.182811456, .00748638631 }, 1.72516937 };
+  static const after_step after = { { -.018124701, -1.02187407, .961078481 },
+                                    { -.0878118511, -.182811456, .00748638631 },
+                                    1.72516937 };
   sl_sae_optim_release(step_and_compare(sae, x, &after));
   sl_sae_loss_release(loss), sl_sae_release(sae), sl_tensor_release(x);
 }

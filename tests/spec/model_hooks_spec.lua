@@ -82,6 +82,18 @@ describe("hooks from Lua", function()
     handle:remove()
   end)
 
+  it("may run the model themselves, with hooks off", function()
+    local clean
+    local handle = model:hook("layers.0.resid_post", function(x)
+      clean = model:capture("layers.0.resid_post", f.ids, { mask = f.mask, type_ids = f.type_ids, hooks = false })
+      return x * 2
+    end)
+    local out = model:capture("layers.0.resid_post", f.ids, run)
+    assert.equal(0, difference(out["layers.0.resid_post"], clean["layers.0.resid_post"] * 2))
+    assert.equal(1, model:hooks()[1].last_calls)
+    handle:remove()
+  end)
+
   it("splice at the mask, by function or by object", function()
     local before = model:capture("layers.0.resid_post", f.ids, run)["layers.0.resid_post"]
     local sae = { reconstruct = function(_, rows) return rows * 3 end }

@@ -29,6 +29,8 @@ typedef struct sl_sae_optim {
   sl_tensor *moments[2][SL_SAE_PARAMETERS]; /* adam: m and v of each parameter's shape; NULL for sgd */
 } sl_sae_optim;
 
+/* Holds the dictionary; moments start at zero. config NULL: defaults. SL_EINVAL for betas outside [0, 1) or
+ * negative numbers. */
 sl_status sl_sae_optim_create(sl_sae *sae, const sl_sae_optim_config *config, sl_sae_optim **out);
 sl_sae_optim *sl_sae_optim_retain(sl_sae_optim *optim);
 void sl_sae_optim_release(sl_sae_optim *optim); /* NULL is allowed */

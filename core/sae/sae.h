@@ -22,6 +22,7 @@ typedef enum {
   SL_SAE_ACTIVATION_COUNT
 } sl_sae_activation;
 
+/* The name in the list above; a literal. */
 const char *sl_sae_activation_name(sl_sae_activation activation);
 /* SL_EUNSUPPORTED naming the ones there are. */
 sl_status sl_sae_activation_find(const char *name, sl_sae_activation *out);

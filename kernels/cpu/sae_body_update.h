@@ -5,17 +5,23 @@ typedef struct {
   float decay;                   /* 1 - lr * weight_decay */
 } row_options;
 
-/* Returns the sum of squares of the new row. `rule`, `has_gradient` and `projects` are constants at each
- * call. */
-INLINE float update_row(const update_job *job, row_options o, float *restrict w, float *restrict m1,
-                        float *restrict m2, const float *restrict g, int64_t n, sl_sae_rule rule,
-                        bool has_gradient, bool projects) {
+typedef struct {
+  float *w, *m1, *m2;            /* m1, m2: adam only */
+  const float *g;                /* NULL: a gradient of zero */
+  int64_t n;
+} row_data;
+
+/* Returns the sum of squares of the new row. `rule`, `has_gradient` and `projects` are constants at each call. */
+INLINE float update_row(const update_job *job, row_options o, row_data row, sl_sae_rule rule, bool has_gradient,
+                        bool projects) {
   const sl_sae_update_args *args = job->args;
   const float beta1 = args->beta1, beta2 = args->beta2, rest1 = 1 - beta1, rest2 = 1 - beta2;
   const float eps = args->eps, step = job->step_size, root2 = job->inverse_root2, lr = args->lr;
+  float *w = row.w, *m1 = row.m1, *m2 = row.m2;
+  const float *g = row.g;
   float squares = 0;
 #pragma omp simd reduction(+ : squares)
-  for (int64_t j = 0; j < n; j++) {
+  for (int64_t j = 0; j < row.n; j++) {
     float gradient = 0, weight = w[j];
     if (has_gradient) gradient = o.scale * g[j];
     if (has_gradient && projects) gradient -= o.along * weight;
@@ -35,18 +41,15 @@ INLINE float update_row(const update_job *job, row_options o, float *restrict w,
   return squares;
 }
 
-static float update_any_row(const update_job *job, row_options o, float *w, float *m1, float *m2,
-                            const float *g, int64_t n) {
+/* As update_row with the constants found out; -1 where the row stays as it was. */
+static float update_any_row(const update_job *job, row_options o, row_data row) {
   if (job->args->rule == SL_SAE_SGD) {
-    if (!g)
-      return o.decay == 1.0f
-                 ? -1
-                 : update_row(job, o, w, m1, m2, g, n, SL_SAE_SGD, false, false); /* -1: as it was */
-    return update_row(job, o, w, m1, m2, g, n, SL_SAE_SGD, true, true);
+    if (row.g) return update_row(job, o, row, SL_SAE_SGD, true, true);
+    return o.decay == 1.0f ? -1 : update_row(job, o, row, SL_SAE_SGD, false, false);
   }
-  if (!g) return update_row(job, o, w, m1, m2, g, n, SL_SAE_ADAM, false, false);
-  if (o.along == 0) return update_row(job, o, w, m1, m2, g, n, SL_SAE_ADAM, true, false);
-  return update_row(job, o, w, m1, m2, g, n, SL_SAE_ADAM, true, true);
+  if (!row.g) return update_row(job, o, row, SL_SAE_ADAM, false, false);
+  if (o.along == 0) return update_row(job, o, row, SL_SAE_ADAM, true, false);
+  return update_row(job, o, row, SL_SAE_ADAM, true, true);
 }
 
 static void round_row(const float *w, uint16_t *out, int64_t n) {
@@ -72,12 +75,13 @@ static void update_range(const update_job *job, int64_t first, int64_t last) {
     row_options dec = { .scale = args->scale,
                         .along = args->project ? args->scale * g->dot_dec[i] : 0,
                         .decay = decay };
-    update_any_row(job, enc, w->w_enc + in, adam ? m1->w_enc + in : NULL, adam ? m2->w_enc + in : NULL,
-                   touched ? g->w_enc + in : NULL, args->d_in);
+    row_data enc_row = { w->w_enc + in, adam ? m1->w_enc + in : NULL, adam ? m2->w_enc + in : NULL,
+                         touched ? g->w_enc + in : NULL, args->d_in };
+    row_data dec_row = { w->w_dec + out, adam ? m1->w_dec + out : NULL, adam ? m2->w_dec + out : NULL,
+                         touched ? g->w_dec + out : NULL, args->d_out };
+    update_any_row(job, enc, enc_row);
     if (args->w_enc_bf16) round_row(w->w_enc + in, args->w_enc_bf16 + in, args->d_in);
-    float squares =
-        update_any_row(job, dec, w->w_dec + out, adam ? m1->w_dec + out : NULL, adam ? m2->w_dec + out : NULL,
-                       touched ? g->w_dec + out : NULL, args->d_out);
+    float squares = update_any_row(job, dec, dec_row);
     if (args->unit_rows && squares >= 0) {
       float factor = 1 / (sqrtf(squares) + 1.19209290e-7f);
       for (int64_t j = 0; j < args->d_out; j++) w->w_dec[out + j] *= factor;
@@ -90,5 +94,5 @@ static void update_range(const update_job *job, int64_t first, int64_t last) {
 /* A bias: dense, no decay. */
 static void update_vector(const update_job *job, float *w, float *m1, float *m2, const float *g, int64_t n) {
   row_options o = { .scale = job->args->scale, .decay = 1 };
-  update_any_row(job, o, w, m1, m2, g, n);
+  update_any_row(job, o, (row_data){ w, m1, m2, g, n });
 }

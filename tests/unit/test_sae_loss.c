@@ -295,6 +295,29 @@ static void test_fired(void **state) {
   }
 }
 
+/* Pieces bound the memory: of the batch only the codes stay. */
+static void test_pieces_need_less_memory(void **state) {
+  (void)state;
+  sl_sae *sae = make(sl_sae_config_topk(64, 96, 2), 9);
+  sl_tensor *x = noise(4000, 64, 7);
+  sl_sae_loss_opts opts = sl_sae_loss_defaults();
+  int64_t held[2], codes_bytes = 4000 * 2 * 8 + 4001 * 8;
+  double values[2];
+  for (int i = 0; i < 2; i++) {
+    opts.micro_acc_steps = i == 0 ? 1 : 16;
+    int64_t before = sl_mem_get_stats().bytes;
+    sl_sae_loss *loss = loss_of(sae, x, &opts);
+    held[i] = sl_mem_get_stats().bytes - before;
+    values[i] = loss->loss;
+    ok(sl_sae_backward(loss, 1));
+    sl_sae_loss_release(loss);
+  }
+  assert_true(fabs(values[0] - values[1]) < 1e-6);
+  assert_true(held[0] > 2 * 4000 * 64 * 4);
+  assert_true(held[1] < codes_bytes + 4096);
+  sl_tensor_release(x), sl_sae_release(sae);
+}
+
 static void test_start_values(void **state) {
   (void)state;
   sl_sae *a = NULL, *b = NULL, *c = NULL;
@@ -486,6 +509,7 @@ int main(void) {
     cmocka_unit_test(test_training_lowers_the_loss),
     cmocka_unit_test(test_clip),
     cmocka_unit_test(test_fired),
+    cmocka_unit_test(test_pieces_need_less_memory),
     cmocka_unit_test(test_start_values),
     cmocka_unit_test(test_codes),
     cmocka_unit_test(test_refusals),

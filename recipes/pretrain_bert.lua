@@ -29,6 +29,7 @@ local run = sl.run.start(cfg, { recipe = "pretrain_bert", steps = cfg.steps,
 local folder = run:path "model"
 local vocabulary = sl.wordpiece.train(sl.data.documents(cfg.dataset, { seed = cfg.seed, n = cfg.vocab_documents }),
   { vocab_size = cfg.vocab_size })
+assert(sl.fs.mkdir(folder))
 assert(sl.wordpiece.write(folder, vocabulary))
 local tokenizer = assert(sl.tokenizer(folder))
 local model = sl.model.new({

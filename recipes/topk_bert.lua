@@ -51,7 +51,7 @@ local cfg = sl.config {
   keep_checkpoints = { 3, "older ones are removed", min = 1 },
   log_every = { 1, "optimiser steps between lines of metrics.jsonl", min = 1 },
   format    = { "saelens", "layout of final/", one_of = { "saelens", "sparsify" } },
-  resume    = { nil, "continue the run in this folder", type = "string" },
+  resume    = { nil, "continue the run in this folder, with its options", type = "string", config_folder = true },
   log_to_wandb = { false, "not built yet", refuse = { ["true"] = "trackers arrive in a later release; metrics.jsonl and report.html hold everything" } },
 }
 

@@ -79,6 +79,20 @@ static int codes_tensors(lua_State *L) {
   return 3;
 }
 
+/*** Codes from the k entries of each row that topk gives; exact zeros are dropped, signs kept.
+ * @function saelua.core.codes_from_topk
+ * @tparam Tensor values f32 [rows, k]
+ * @tparam Tensor ids i32 [rows, k], from 0
+ * @tparam integer n_latents
+ * @treturn Codes */
+static int codes_from_topk(lua_State *L) {
+  sl_tensor *values = sl_lua_check_tensor(L, 1), *ids = sl_lua_check_tensor(L, 2);
+  int64_t n_latents = sl_lua_check_integer(L, 3, 1, INT32_MAX);
+  void **box = sl_lua_new_box(L, SL_LUA_CODES);
+  SL_LUA_TRY(L, sl_codes_from_topk(values, ids, n_latents, (sl_codes **)box));
+  return 1;
+}
+
 static int codes_gc(lua_State *L) {
   void **box = luaL_checkudata(L, 1, SL_LUA_CODES);
   sl_codes_release(*box);
@@ -101,4 +115,9 @@ static const luaL_Reg methods[] = {
 };
 static const luaL_Reg meta[] = { { "__gc", codes_gc }, { "__tostring", codes_tostring }, { NULL, NULL } };
 
-void sl_lua_open_codes(lua_State *L) { sl_lua_new_class(L, SL_LUA_CODES, methods, meta); }
+static const luaL_Reg functions[] = { { "codes_from_topk", codes_from_topk }, { NULL, NULL } };
+
+void sl_lua_open_codes(lua_State *L) {
+  sl_lua_new_class(L, SL_LUA_CODES, methods, meta);
+  luaL_setfuncs(L, functions, 0);
+}

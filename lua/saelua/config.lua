@@ -173,9 +173,32 @@ local function split_general(args)
   return rest, files
 end
 
+-- The config.json files of run folders that the arguments name through options with `config_folder`.
+local function files_of_folders(state, args)
+  local found = {}
+  for _, option in ipairs(state.options.list) do
+    for at, word in ipairs(option.config_folder and args or {}) do
+      local flag = "%-%-" .. option.name
+      local folder = word:match("^" .. flag .. "=(.+)$") or word:find("^" .. flag .. "$") and args[at + 1]
+      if folder then
+        local fs = require "saelua.fs"
+        local path = fs.join(folder, "config.json")
+        -- a checkpoint of the run, <run>/checkpoints/<step>
+        if not fs.exists(path) then path = fs.join(fs.dirname(fs.dirname((folder:gsub("/+$", "")))), "config.json") end
+        if not fs.exists(path) then
+          refuse("--%s %s: no run there; expected a folder with config.json", option.name, folder)
+        end
+        found[#found + 1] = path
+      end
+    end
+  end
+  return found
+end
+
 local function apply(state, args)
   local rest, files = split_general(args)
   if not rest then return "help" end
+  for _, path in ipairs(files_of_folders(state, rest)) do apply_file(state, path) end
   for _, path in ipairs(files) do apply_file(state, path) end
   local at, places = 1, 0
   local flags = true

@@ -8,12 +8,12 @@ local declare = {}
 
 local FIELDS = {
   type = true, nilable = true, one_of = true, min = true, max = true, check = true, refuse = true, alias = true,
-  group = true, positional = true, example = true,
+  group = true, positional = true, example = true, config_folder = true,
 }
 
 local field_kinds = {
   type = "string", nilable = "boolean", one_of = "table", min = "number", max = "number", check = "function",
-  refuse = "table", alias = "string", group = "string", positional = "number",
+  refuse = "table", alias = "string", group = "string", positional = "number", config_folder = "boolean",
 }
 
 -- Raised here, caught by `compile`, which gives it the recipe's position.

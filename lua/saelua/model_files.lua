@@ -15,7 +15,7 @@ local MOST_PADDING = 127
 
 local function built_in(name)
   local ok, host = pcall(require, "saelua.host")
-  local folder = ok and host.share_dir and fs.join(host.share_dir, "models", name)
+  local folder = ok and host.share_dir and fs.join(host.share_dir, "lua", "saelua", "models", name)
   return folder and fs.exists(fs.join(folder, "config.json")) and folder or nil
 end
 

@@ -74,7 +74,11 @@ local function resume_point(path)
   return path, checkpoint
 end
 
-local function same(a, b) return json.encode(a) == json.encode(b) end
+-- An empty list reads back from JSON as an empty table.
+local function same(a, b)
+  if type(a) == "table" and type(b) == "table" and next(a) == nil and next(b) == nil then return true end
+  return json.encode(a) == json.encode(b)
+end
 
 -- Every option that shapes the numbers must be what it was.
 local function check_options(path, before, now)
@@ -236,7 +240,7 @@ local function between_steps(self)
     if self.progress then self.progress:finish() end
     console.line(path and ("interrupted after step %d; saved %s\ncontinue with: --resume %s")
       :format(self.step, path, self.folder) or ("interrupted; the checkpoint could not be saved: " .. message))
-    os.exit(130)
+    os.exit(host.interrupted() == "SIGTERM" and 143 or 130)
   end
   local due = self.step > 0 and self.step % self.save_every == 0 and self.step < self.total
   if due and self.step ~= self.saved_step then
@@ -298,7 +302,8 @@ function Run:check_finite(loss, name)
   if loss == loss and math.abs(loss) ~= math.huge then return end
   fail("the loss%s is %s at step %d: training stopped. %s Try a smaller --lr, or look for activations that are not "
     .. "finite", name and " of " .. name or "", tostring(loss), self.step,
-    self.saved_step and ("The checkpoint of step %d is good."):format(self.saved_step) or "No checkpoint was saved yet.")
+    self.saved_step and ("The checkpoint of step %d is good."):format(self.saved_step)
+      or "No checkpoint was saved yet.")
 end
 
 --- Records values after a step; each `loss` is checked as by check_finite.

@@ -31,7 +31,11 @@ function M.topk(options)
   }
 end
 
+--- See `saelua.sae_files`.
 M.save = files.save
+
+--- A dictionary written in Lua; see `saelua.sae_custom`.
+function M.custom(options) return require "saelua.sae_custom"(options) end
 
 --- Loads a dictionary that saelua, SAELens 6 or sparsify 1.3 saved.
 -- @tparam string folder with cfg.json and the weights

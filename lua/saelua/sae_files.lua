@@ -4,6 +4,10 @@
 --   `sparsity.safetensors` (log10(firing rate + 1e-10)) when rates are given
 -- - **sparsify**: `cfg.json` (one line), `sae.safetensors` with encoder.weight [d_sae, d_in], encoder.bias, W_dec
 --   [d_sae, d_in], b_dec
+--
+-- What those packages themselves write opens here: also SAELens' training checkpoints (`save_model`, where the norms of
+-- the decoder rows scale the selection), its layout before version 6, and weights in float16 or bfloat16.
+-- tests/parity/open_in_peers.py holds both directions against the packages.
 -- @module saelua.sae_files
 local core = require "saelua.core"
 local fs = require "saelua.fs"
@@ -14,11 +18,17 @@ local M = {}
 
 -- SAELens ------------------------------------------------------------------------------------------------------
 
+-- The version whose layout this is. SAELens takes a file that names none for one from before 6.0, and then drops the
+-- metadata.
+local SAELENS_VERSION = "6.54.12"
+
 local function saelens_config(sae, metadata)
+  local facts = { sae_lens_version = SAELENS_VERSION }
+  for key, value in pairs(metadata or {}) do facts[key] = value end
   return {
-    architecture = "topk", d_in = sae.d_in, d_sae = sae.d_sae, k = sae.k, dtype = "float32", device = "cpu",
+    architecture = sae.architecture, d_in = sae.d_in, d_sae = sae.d_sae, k = sae.k, dtype = "float32", device = "cpu",
     apply_b_dec_to_input = sae.apply_b_dec_to_input, normalize_activations = "none", reshape_activations = "none",
-    rescale_acts_by_decoder_norm = false, metadata = metadata or {},
+    rescale_acts_by_decoder_norm = false, metadata = facts,
   }
 end
 
@@ -33,27 +43,95 @@ local function save_saelens(sae, folder, metadata)
   end)
 end
 
-local function parse_saelens(config, tensors)
-  if config.architecture ~= "topk" and config.architecture ~= nil then
-    return nil, ("architecture '%s' is not available yet; only topk is"):format(tostring(config.architecture))
+-- The value of a key, or `default` where it is missing or null.
+local function value_of(config, key, default)
+  local value = config[key]
+  if value == nil or value == json.null then return default end
+  return value
+end
+
+-- What a tensor file may hold; another tensor would change what the dictionary computes, so it must not be ignored.
+local function check_names(tensors, names)
+  for name in pairs(tensors) do
+    if not names[name] then
+      return nil, ("the weights hold '%s', which is not part of a topk dictionary"):format(name)
+    end
+  end
+  return true
+end
+
+-- A configuration from before 6.0 (by its version, or without one) in the names of 6.0; as SAELens converts it.
+local function modern_saelens(config)
+  local metadata = type(config.metadata) == "table" and config.metadata or {}
+  local version = value_of(config, "sae_lens_version", value_of(metadata, "sae_lens_version", ""))
+  if (tonumber(tostring(version):match "^%d+") or 0) >= 6 then return config end
+  local modern = { architecture = "standard" }
+  for key, value in pairs(config) do modern[key] = value end
+  local activation = value_of(config, "activation_fn", config.activation_fn_str)
+  local arguments = config.activation_fn_kwargs
+  if activation == "topk" and type(arguments) == "table" and arguments.k then
+    modern.architecture, modern.k = "topk", arguments.k
+  end
+  if modern.normalize_activations == false then modern.normalize_activations = "none" end
+  if modern.normalize_activations == true then modern.normalize_activations = "expected_average_only_in" end
+  if type(config.hook_name) == "string" and config.hook_name:find("hook_z", 1, true) then
+    modern.reshape_activations = value_of(modern, "reshape_activations", "hook_z")
+  end
+  return modern
+end
+
+local function check_saelens(config, tensors)
+  local architecture = value_of(config, "architecture", "standard")
+  if architecture ~= "topk" then
+    return nil, ("architecture '%s' is not available yet; only topk is"):format(tostring(architecture))
   end
   for _, key in ipairs { "normalize_activations", "reshape_activations" } do
-    local value = config[key]
-    if value ~= nil and value ~= "none" and value ~= json.null then
+    local value = value_of(config, key, "none")
+    if value ~= "none" then
       return nil, ("%s = '%s' is not available yet; only 'none' is"):format(key, tostring(value))
     end
   end
+  local ok, message = check_names(tensors, { W_enc = true, b_enc = true, W_dec = true, b_dec = true,
+    scaling_factor = true })
+  if not ok then return nil, message end
+  local factor = tensors.scaling_factor -- of files before 6.0; ones unless fine-tuned
+  if factor and (factor:to "f32" - 1):square():sum():item() > 0 then
+    return nil, "its latents are rescaled by a fine-tuned scaling_factor, which is not available yet"
+  end
+  return true
+end
+
+local function parse_saelens(config, tensors)
+  config = modern_saelens(config)
+  local ok, message = check_saelens(config, tensors)
+  if not ok then return nil, message end
+  local W_enc = tensors.W_enc
   return {
-    d_in = config.d_in, d_sae = config.d_sae, k = config.k,
-    apply_b_dec_to_input = config.apply_b_dec_to_input ~= false,
-    W_enc = tensors.W_enc and tensors.W_enc:transpose():contiguous(), b_enc = tensors.b_enc,
+    d_in = config.d_in, d_sae = config.d_sae, k = value_of(config, "k", 100),
+    apply_b_dec_to_input = value_of(config, "apply_b_dec_to_input", true),
+    fold_norms = value_of(config, "rescale_acts_by_decoder_norm", false),
+    W_enc = W_enc and W_enc:dim() == 2 and W_enc:transpose():contiguous() or W_enc, b_enc = tensors.b_enc,
     W_dec = tensors.W_dec, b_dec = tensors.b_dec, metadata = config.metadata,
   }
+end
+
+-- rescale_acts_by_decoder_norm: the k largest of p_i |w_i| are chosen, and x^ = sum p_i w_i + b_dec. The same as plain
+-- TopK with |w_i| moved from the decoder row to the encoder's.
+local function fold_decoder_norms(parts)
+  local norms = parts.W_dec:square():sum(2):sqrt()
+  local column = norms:reshape(-1, 1)
+  parts.W_enc, parts.b_enc, parts.W_dec = parts.W_enc * column, parts.b_enc * norms, parts.W_dec / column
 end
 
 -- sparsify -----------------------------------------------------------------------------------------------------
 
 local function save_sparsify(sae, folder)
+  if sae.architecture ~= "topk" then
+    return nil, ("sparsify has no architecture '%s': save it with --format saelens"):format(sae.architecture)
+  end
+  if sae.architecture ~= "topk" then
+    return nil, ("sparsify has no '%s' dictionaries: save it with --format saelens"):format(sae.architecture)
+  end
   if not sae.apply_b_dec_to_input then
     return nil, "sparsify's SAEs subtract b_dec from the input, this one does not: save it with --format saelens"
   end
@@ -71,15 +149,23 @@ local function save_sparsify(sae, folder)
 end
 
 local function parse_sparsify(config, tensors)
-  if config.activation ~= nil and config.activation ~= "topk" then
-    return nil, ("activation '%s' is not available yet; only topk is"):format(tostring(config.activation))
+  local activation = value_of(config, "activation", "topk")
+  if activation ~= "topk" then
+    return nil, ("activation '%s' is not available yet; only topk is"):format(tostring(activation))
   end
-  if config.transcode == true or tensors.W_skip then return nil, "transcoders are not available yet" end
+  for _, key in ipairs { "transcode", "skip_connection" } do
+    if value_of(config, key, false) ~= false then return nil, ("%s: not available yet"):format(key) end
+  end
+  local ok, message = check_names(tensors, { ["encoder.weight"] = true, ["encoder.bias"] = true, W_dec = true,
+    b_dec = true })
+  if not ok then return nil, message end
+  local latents, factor = value_of(config, "num_latents", 0), value_of(config, "expansion_factor", 32)
+  if latents == 0 and type(factor) == "number" and type(config.d_in) == "number" then latents = config.d_in * factor end
   return {
-    d_in = config.d_in, k = config.k or 32, apply_b_dec_to_input = true, W_enc = tensors["encoder.weight"],
+    d_in = config.d_in, d_sae = latents, k = value_of(config, "k", 32), apply_b_dec_to_input = true,
+    normalize_decoder = value_of(config, "normalize_decoder", true), W_enc = tensors["encoder.weight"],
     b_enc = tensors["encoder.bias"], W_dec = tensors.W_dec, b_dec = tensors.b_dec,
-    d_sae = tensors["encoder.weight"] and tensors["encoder.weight"]:size(1),
-    normalize_decoder = config.normalize_decoder ~= false,
+    names = { W_enc = "encoder.weight", b_enc = "encoder.bias" },
   }
 end
 
@@ -117,8 +203,7 @@ function M.save(sae, folder, options)
   return true
 end
 
-local function expect_shape(tensor, name, path, ...)
-  local want = { ... }
+local function expect_shape(tensor, name, path, want)
   if not tensor then return nil, ("%s: tensor %s is missing"):format(path, name) end
   local shape = tensor:shape()
   local fits = #shape == #want
@@ -130,25 +215,50 @@ end
 
 local function check_integer(config, key, path, most)
   local v = config[key]
-  if type(v) == "number" and v % 1 == 0 and v >= 1 and (not most or v <= most) then return true end
-  return nil, ("%s: %s is %s, expected an integer from 1%s"):format(path, key, tostring(v),
-    most and " to " .. most or "")
+  if type(v) == "number" and v % 1 == 0 and v >= 1 and v <= (most or 2 ^ 31) then return true end
+  return nil, ("%s: %s is %s, expected an integer from 1%s"):format(path, key,
+    v == json.null and "null" or tostring(v), most and (" to %d"):format(most) or "")
 end
 
-local function check_parts(parts, path)
+local function check_parts(parts, config_path, path)
   for _, key in ipairs { "d_in", "d_sae" } do
-    local ok, message = check_integer(parts, key, path)
+    local ok, message = check_integer(parts, key, config_path)
     if not ok then return nil, message end
   end
-  local ok, message = check_integer(parts, "k", path, parts.d_sae)
+  local ok, message = check_integer(parts, "k", config_path, parts.d_sae)
   if not ok then return nil, message end
-  for name, shape in pairs { W_enc = { parts.d_sae, parts.d_in }, W_dec = { parts.d_sae, parts.d_in },
-    b_enc = { parts.d_sae }, b_dec = { parts.d_in } } do
-    ok, message = expect_shape(parts[name], name, path, unpack(shape))
+  for _, key in ipairs { "apply_b_dec_to_input", "fold_norms", "normalize_decoder" } do
+    if parts[key] ~= nil and type(parts[key]) ~= "boolean" then
+      return nil, ("%s: %s is %s, expected true or false"):format(config_path,
+        key == "fold_norms" and "rescale_acts_by_decoder_norm" or key, tostring(parts[key]))
+    end
+  end
+  local d_in, d_sae = parts.d_in, parts.d_sae
+  local shapes = { W_enc = { d_sae, d_in }, b_enc = { d_sae }, W_dec = { d_sae, d_in }, b_dec = { d_in } }
+  for _, name in ipairs { "W_enc", "b_enc", "W_dec", "b_dec" } do
+    local known = parts.names and parts.names[name] or name
+    ok, message = expect_shape(parts[name], known, path, shapes[name])
     if not ok then return nil, message end
     parts[name] = parts[name]:to "f32"
   end
   return true
+end
+
+-- The layout of a folder, told by the name of its weights.
+local function find_format(folder)
+  local found
+  for _, name in ipairs { "saelens", "sparsify" } do
+    if fs.exists(fs.join(folder, FORMATS[name].file)) then
+      if found then
+        return nil, ("%s: holds a dictionary in both layouts, %s and %s; remove one"):format(folder, found.file,
+          FORMATS[name].file)
+      end
+      found = FORMATS[name]
+    end
+  end
+  if found then return found end
+  return nil, ("%s: no dictionary there; expected cfg.json with sae_weights.safetensors (SAELens) or sae.safetensors "
+    .. "(sparsify)"):format(folder)
 end
 
 --- Reads a dictionary's parts from a folder in either layout.
@@ -156,23 +266,19 @@ end
 -- @treturn ?table d_in, d_sae, k, apply_b_dec_to_input, normalize_decoder, metadata, W_enc and W_dec [d_sae, d_in],
 --   b_enc, b_dec; or nil and a message
 function M.read(folder)
-  local format
-  for _, candidate in pairs(FORMATS) do
-    if fs.exists(fs.join(folder, candidate.file)) then format = candidate end
-  end
-  if not format then
-    return nil, ("%s: no dictionary there; expected cfg.json with sae_weights.safetensors (SAELens) or sae.safetensors "
-      .. "(sparsify)"):format(folder)
-  end
+  local format, message = find_format(folder)
+  if not format then return nil, message end
   local config_path, path = fs.join(folder, "cfg.json"), fs.join(folder, format.file)
-  local config, message = json.read(config_path)
+  local config
+  config, message = json.read(config_path)
   if type(config) ~= "table" then return nil, message or config_path .. ": not a JSON object" end
   local tensors, why = core.load_tensors(path)
   if not tensors then return nil, why end
   local parts, reason = format.parse(config, tensors)
   if not parts then return nil, config_path .. ": " .. reason end
-  local ok, wrong = check_parts(parts, path)
+  local ok, wrong = check_parts(parts, config_path, path)
   if not ok then return nil, wrong end
+  if parts.fold_norms then fold_decoder_norms(parts) end
   return parts
 end
 

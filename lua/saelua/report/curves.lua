@@ -66,14 +66,17 @@ local function collect(saes, key, scale)
   return series, x_label
 end
 
+-- Lowest and highest value, and the points of the longest series.
 local function extent(series)
-  local low, high
+  local low, high, most = nil, nil, 0
   for _, s in ipairs(series) do
+    local n = 0
     for _, v in ipairs(s.y) do
-      if finite(v) then low, high = math.min(low or v, v), math.max(high or v, v) end
+      if finite(v) then low, high, n = math.min(low or v, v), math.max(high or v, v), n + 1 end
     end
+    most = math.max(most, n)
   end
-  return low, high
+  return low, high, most
 end
 
 --- Frame and scale of an axis: zero where it means something, a log axis only for positive values over a decade.
@@ -88,8 +91,8 @@ end
 
 local function draw(spec, saes, definitions)
   local series, x_label = collect(saes, spec.key, spec.scale)
-  if #series == 0 then return nil end
-  local low, high = extent(series)
+  local low, high, points = extent(series)
+  if points < 2 then return nil end -- one point is a number, not a curve: the tables show it
   local options, metric = frame(spec, low, high), metrics.by_key[spec.key]
   local note = spec.note or ""
   if metric then

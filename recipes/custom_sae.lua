@@ -24,7 +24,8 @@ local cfg = sl.config {
 
 local model = sl.model.load(cfg.model)
 local tokens = sl.data.tokens(cfg.dataset, model.tokenizer, { ctx_len = cfg.ctx_len, seed = cfg.seed })
-local acts = sl.data.activations(model, tokens, { at = sl.run.choose_hookpoints(model, cfg), batch_size = cfg.batch_size })
+local acts = sl.data.activations(model, tokens, { at = sl.run.choose_hookpoints(model, cfg),
+  batch_size = cfg.batch_size })
 local at = acts.at[1]
 
 -- Parameters: rows of W_enc start as random directions, W_dec as the same rows of length one.
@@ -63,7 +64,8 @@ for step in run:steps() do
   fvu:backward()
   optim:step(lr(step))
   sl.normalize_rows_(W_dec)
-  run:log({ loss = fvu:item(), fvu = fvu:item(), explained_variance = 1 - fvu:item(), l0 = cfg.k, lr = lr(step) }, unit.name)
+  local value = fvu:item()
+  run:log({ loss = value, fvu = value, explained_variance = 1 - value, l0 = cfg.k, lr = lr(step) }, unit.name)
 end
 
 local where = { at = at, exclude = tokens.special_ids }

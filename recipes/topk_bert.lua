@@ -4,7 +4,8 @@
 local sl = require "saelua"
 
 local cfg = sl.config {
-  model     = { "bert-mini", "built-in name, local directory, or a hub name in the local HF cache", group = "Model and data" },
+  model     = { "bert-mini", "built-in name, local directory, or a hub name in the local HF cache",
+                group = "Model and data" },
   dataset   = { "storyworld", "built-in name, .txt or .jsonl file, folder of them, or - (standard input)" },
   text_column = { nil, "column of a .jsonl row that holds the text; null = found by name", type = "string" },
   max_documents = { nil, "read at most this many documents", type = "integer", min = 1 },
@@ -52,15 +53,16 @@ local cfg = sl.config {
   log_every = { 1, "optimiser steps between lines of metrics.jsonl", min = 1 },
   format    = { "saelens", "layout of final/", one_of = { "saelens", "sparsify" } },
   resume    = { nil, "continue the run in this folder, with its options", type = "string", config_folder = true },
-  log_to_wandb = { false, "not built yet", refuse = { ["true"] = "trackers arrive in a later release; metrics.jsonl and report.html hold everything" } },
+  log_to_wandb = { false, "not built yet",
+                   refuse = { ["true"] = "trackers arrive in a later release; metrics.jsonl holds everything" } },
 }
 
 -- Model, data, activations.
 local model = sl.model.load(cfg.model, { device = cfg.device, dtype = cfg.dtype })
 local tokens = sl.data.tokens(cfg.dataset, model.tokenizer, { ctx_len = cfg.ctx_len, seed = cfg.shuffle_seed,
   text_column = cfg.text_column, max_documents = cfg.max_documents })
-local acts = sl.data.activations(model, tokens, { at = sl.run.choose_hookpoints(model, cfg), batch_size = cfg.batch_size,
-  batch_tokens = cfg.batch_tokens, buffer_batches = cfg.buffer_batches })
+local acts = sl.data.activations(model, tokens, { at = sl.run.choose_hookpoints(model, cfg),
+  batch_size = cfg.batch_size, batch_tokens = cfg.batch_tokens, buffer_batches = cfg.buffer_batches })
 
 local tokens_per_step = acts.batch_tokens * cfg.grad_acc_steps
 local steps = math.max(1, math.floor(cfg.max_tokens / tokens_per_step))
@@ -73,7 +75,8 @@ for _, at in ipairs(acts.at) do
   for _, seed in ipairs(cfg.init_seeds) do
     local sae = sl.sae.topk { d_in = model:width(at), expansion = cfg.expansion_factor, d_sae = cfg.num_latents,
       k = cfg.k, seed = seed, normalize_decoder = cfg.normalize_decoder, device = cfg.device }
-    local optim = sl.sae_optim(sae, { rule = cfg.optimizer, weight_decay = cfg.weight_decay, clip_norm = cfg.clip_norm })
+    local optim = sl.sae_optim(sae, { rule = cfg.optimizer, weight_decay = cfg.weight_decay,
+      clip_norm = cfg.clip_norm })
     units[#units + 1] = run:unit { at = at, seed = #cfg.init_seeds > 1 and seed or nil, sae = sae, optim = optim }
   end
 end

@@ -26,27 +26,33 @@ static int32_t random_id(double u, const sl_mask_options *o) {
   return id;
 }
 
-/* Chooses in one context of T tokens; writes positions (from `base`) and targets, and the hidden ids in place. */
-static int64_t mask_context(const int32_t *ids, const uint8_t *mask, int64_t T, const sl_mask_options *o,
-                            const float *choice, const float *fate, int32_t *hidden, int32_t *targets,
-                            int32_t *positions, int32_t base) {
-  int64_t n = 0, best = -1;
-  for (int64_t t = 0; t < T; t++) {
-    hidden[t] = ids[t];
-    if ((mask && !mask[t]) || excluded(ids[t], o)) continue;
-    if (best < 0 || choice[t] < choice[best]) best = t;
+/* The arrays of a batch: what is read, and what is written. */
+typedef struct {
+  const int32_t *ids;
+  const uint8_t *mask;        /* or NULL */
+  const float *choice, *fate; /* a random number each for every token */
+  int32_t *hidden, *positions, *targets;
+  int64_t n;                  /* tokens chosen so far */
+} masking;
+
+/* Chooses among the tokens first .. first + T - 1, one context. */
+static void mask_context(masking *m, int64_t first, int64_t T, const sl_mask_options *o) {
+  int64_t best = -1;
+  for (int64_t t = first; t < first + T; t++) {
+    m->hidden[t] = m->ids[t];
+    if ((m->mask && !m->mask[t]) || excluded(m->ids[t], o)) continue;
+    if (best < 0 || m->choice[t] < m->choice[best]) best = t;
   }
-  for (int64_t t = 0; t < T && best >= 0; t++) {
-    bool candidate = (!mask || mask[t]) && !excluded(ids[t], o);
-    if (!candidate || (choice[t] >= (float)o->rate && t != best)) continue;
-    targets[n] = ids[t];
-    positions[n++] = base + (int32_t)t;
-    double f = (double)fate[t];
+  for (int64_t t = first; t < first + T && best >= 0; t++) {
+    bool candidate = (!m->mask || m->mask[t]) && !excluded(m->ids[t], o);
+    if (!candidate || (m->choice[t] >= (float)o->rate && t != best)) continue;
+    m->targets[m->n] = m->ids[t];
+    m->positions[m->n++] = (int32_t)t;
+    double f = (double)m->fate[t];
     if (f < o->keep_share) continue;
     f -= o->keep_share;
-    hidden[t] = f < o->random_share ? random_id(f / o->random_share, o) : o->mask_id;
+    m->hidden[t] = f < o->random_share ? random_id(f / o->random_share, o) : o->mask_id;
   }
-  return n;
 }
 
 static sl_status check(const sl_tensor *ids, const sl_tensor *mask, const sl_mask_options *o) {
@@ -75,11 +81,12 @@ sl_status sl_mask_tokens(const sl_tensor *ids, const sl_tensor *mask, const sl_m
   if (status == SL_OK) status = draw(STREAM_FATE, options, B * T, &fate);
   if (status == SL_OK) status = sl_mem_alloc((size_t)(2 * B * T) * sizeof *chosen, "masked positions", (void **)&chosen);
   if (status == SL_OK) status = sl_tensor_create_like(ids, SL_I32, hidden);
-  for (int64_t b = 0; b < B && status == SL_OK; b++)
-    n += mask_context((const int32_t *)sl_tensor_data(ids) + b * T,
-                      mask ? (const uint8_t *)sl_tensor_data(mask) + b * T : NULL, T, options,
-                      sl_tensor_f32(choice) + b * T, sl_tensor_f32(fate) + b * T,
-                      (int32_t *)sl_tensor_data(*hidden) + b * T, chosen + B * T + n, chosen + n, (int32_t)(b * T));
+  if (status == SL_OK) {
+    masking m = { sl_tensor_data(ids), mask ? sl_tensor_data(mask) : NULL, sl_tensor_f32(choice), sl_tensor_f32(fate),
+                  sl_tensor_data(*hidden), chosen, chosen + B * T, 0 };
+    for (int64_t b = 0; b < B; b++) mask_context(&m, b * T, T, options);
+    n = m.n;
+  }
   if (status == SL_OK) status = sl_tensor_create(sl_cpu_device(), SL_I32, 1, &n, positions);
   if (status == SL_OK) status = sl_tensor_create(sl_cpu_device(), SL_I32, 1, &n, targets);
   if (status == SL_OK) status = sl_tensor_write(*positions, chosen, (size_t)n * sizeof *chosen);

@@ -37,7 +37,9 @@ typedef enum {
   SL_FILE_DTYPE_COUNT
 } sl_file_dtype;
 
+/* Bytes of an element, and its name in files. */
 size_t sl_file_dtype_size(sl_file_dtype dtype);
+/* "F32", ... */
 const char *sl_file_dtype_name(sl_file_dtype dtype);
 /* The engine dtype that sl_safetensors_copy gives for a file dtype, and the file dtype an engine dtype is
  * saved as. */
@@ -67,6 +69,7 @@ sl_status sl_safetensors_open_dir(const char *folder, sl_safetensors **out);
 
 void sl_safetensors_close(sl_safetensors *set);
 
+/* Tensors in the set. */
 size_t sl_safetensors_count(const sl_safetensors *set);
 /* Tensors in the order of the header(s); NULL beyond the last. */
 const sl_safetensor *sl_safetensors_at(const sl_safetensors *set, size_t index);

@@ -1,4 +1,5 @@
-/* Looking at codes, and codes from fixed-width selections: how often latents fire, and single latents' activations. For evaluation and exploring. */
+/* Looking at codes (how often latents fire, single latents' activations), and codes from fixed-width selections. For
+ * evaluation and exploring. */
 #ifndef SL_CODES_READ_H
 #define SL_CODES_READ_H
 

@@ -36,6 +36,7 @@ struct sl_node {
   sl_tensor *output_like;              /* shape and device of the output; kept for hooks and messages */
 };
 
+/* An empty tape that does not record. */
 sl_status sl_tape_create(sl_tape **out);
 void sl_tape_release(sl_tape *tape);     /* stops recording if it is the active one */
 void sl_tape_start(sl_tape *tape);       /* resets it and makes it the active one */

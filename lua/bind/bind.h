@@ -65,6 +65,7 @@ void sl_lua_new_class(lua_State *L, const char *metatable, const luaL_Reg *metho
 
 /* -- Tensors (scope.c: boxes; tensor.c: methods) -- */
 
+/* The tensor at `index`; raises when it is something else, or was freed. No new reference. */
 sl_tensor *sl_lua_check_tensor(lua_State *L, int index);
 sl_tensor *sl_lua_opt_tensor(lua_State *L, int index); /* nil or none: NULL */
 /* Pushes an empty tensor box; fill *box with one reference. The open scope, if any, remembers it. */

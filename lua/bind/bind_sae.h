@@ -9,6 +9,7 @@
 #define SL_LUA_SAE "saelua.Sae"
 #define SL_LUA_CODES "saelua.Codes"
 
+/* The dictionary at `index`; raises when it is something else. No new reference. */
 sl_sae *sl_lua_check_sae(lua_State *L, int index);
 /* Pushes a box around the codes, taking over one reference. */
 void sl_lua_push_codes(lua_State *L, sl_codes *codes);

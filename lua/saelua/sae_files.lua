@@ -127,9 +127,6 @@ end
 
 local function save_sparsify(sae, folder)
   if sae.architecture ~= "topk" then
-    return nil, ("sparsify has no architecture '%s': save it with --format saelens"):format(sae.architecture)
-  end
-  if sae.architecture ~= "topk" then
     return nil, ("sparsify has no '%s' dictionaries: save it with --format saelens"):format(sae.architecture)
   end
   if not sae.apply_b_dec_to_input then

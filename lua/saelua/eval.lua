@@ -9,7 +9,8 @@
 -- - `dead_fraction` = share of latents that fire on none of the N tokens (`dead_window_tokens` = N)
 -- - `ce_clean`, `ce_sae`, `ce_ablated` = mean cross-entropy, in nats, of the true token at masked positions (15 % of
 --   the ordinary tokens, all shown as [MASK], the same ones each time): the model as it is; with x replaced by x^ at
---   the tokens that are neither special nor padding; with x replaced by 0 everywhere
+--   every token but [CLS], [SEP] and padding, the [MASK]ed ones included (which the SAE never saw in training); with
+--   x replaced by 0 everywhere
 -- - `ce_recovered` = (ce_ablated - ce_sae) / (ce_ablated - ce_clean)
 -- - `decoder_redundancy` = mean_i max_{j != i} cos(W_dec[i], W_dec[j])
 --
@@ -119,6 +120,11 @@ end
 local function cross_entropies(model, sae, heldout, o)
   local sums, n = { 0, 0, 0 }, 0
   local tokenizer = model.tokenizer
+  -- [MASK] stands for an ordinary token, and what is predicted is predicted there: it is spliced too.
+  local spliced_out = {}
+  for _, id in ipairs(o.exclude) do
+    if id ~= tokenizer.mask_id then spliced_out[#spliced_out + 1] = id end
+  end
   each_batch(heldout, o.batch_size, o.max_contexts, function(ids, mask, first)
     local hidden, positions, targets = core.mask_tokens(ids, mask, {
       exclude = o.exclude, mask_id = tokenizer.mask_id, vocab_size = model.vocab_size, rate = 0.15,
@@ -126,7 +132,7 @@ local function cross_entropies(model, sae, heldout, o)
     })
     if positions:size(1) == 0 then return end
     local batch = { hidden = hidden, mask = mask, positions = positions, targets = targets }
-    local ordinary = core.kept_mask(hidden, o.exclude, mask)
+    local ordinary = core.kept_mask(hidden, spliced_out, mask)
     sums[1] = sums[1] + masked_loss(model, batch, {})
     sums[2] = sums[2] + masked_loss(model, batch, { splice = { [o.at] = sae }, splice_mask = ordinary })
     sums[3] = sums[3] + ablated_loss(model, o.at, batch)

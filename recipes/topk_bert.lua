@@ -107,14 +107,16 @@ for step in run:steps() do
         micro_acc_steps = cfg.micro_acc_steps, dtype = cfg.encode_dtype })
       run:check_finite(u.loss.loss, u.name)
       u.loss:backward(1 / cfg.grad_acc_steps)
+      u.record = sl.run.average(micro > 1 and u.record or nil, u.loss, micro)
     end
   end
   for _, u in ipairs(units) do
+    local r = u.record
     u.optim:step(lr(step))
-    run:log({ loss = u.loss.loss, fvu = u.loss.fvu, explained_variance = u.loss.explained_variance, mse = u.loss.mse,
-      cosine = u.loss.cosine, l0 = u.loss.l0, auxk = u.loss.auxk, lr = lr(step), k = k_at(step),
-      grad_norm = u.optim.grad_norm, dead_fraction = u.sae:dead_fraction(cfg.dead_feature_threshold),
-      rare_fraction = u.sae:rare_fraction(cfg.dead_percentage_threshold) }, u.name)
+    r.lr, r.k, r.grad_norm = lr(step), k_at(step), u.optim.grad_norm
+    r.dead_fraction = u.sae:dead_fraction(cfg.dead_feature_threshold)
+    r.rare_fraction = u.sae:rare_fraction(cfg.dead_percentage_threshold)
+    run:log(r, u.name)
   end
 end
 

@@ -365,6 +365,6 @@ function Run:finish(options)
 end
 
 for name, method in pairs(require "saelua.run_sae") do Run[name] = method end
-M.choose_hookpoints = Run.choose_hookpoints
+M.choose_hookpoints, M.average = Run.choose_hookpoints, Run.average
 
 return M

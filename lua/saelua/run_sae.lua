@@ -1,6 +1,6 @@
 --- What runs that train dictionaries share: units, their plan, their final files, the report.
 -- These are methods of `saelua.run`'s Run; they load with it.
--- @module saelua.run_sae
+-- @submodule saelua.run
 local core = require "saelua.core"
 local console = require "saelua.console"
 local fs = require "saelua.fs"
@@ -19,6 +19,7 @@ local function given(value) return value ~= nil and value ~= json.null end
 -- all layers with a stride, or of the middle layer. Prints what globs resolved to.
 -- @tparam Model model
 -- @tparam Config cfg layers, layer_stride, hookpoints
+-- @function choose_hookpoints
 -- @treturn {string,...}
 function R.choose_hookpoints(model, cfg)
   local stride, layers = cfg.layer_stride, given(cfg.layers) and cfg.layers or nil
@@ -41,6 +42,10 @@ function R.choose_hookpoints(model, cfg)
 end
 
 --- Says what the run is made of, and remembers it for run.json, SAE metadata and the report.
+-- @function Run:describe
+-- @tparam Model model
+-- @tparam Tokens tokens
+-- @tparam Activations acts
 function R:describe(model, tokens, acts)
   self.model_facts = { name = model.name, d_model = model.d_model, n_layers = model.n_layers }
   self.data_facts = { source = tokens.source.name, ctx_len = tokens.ctx_len }
@@ -49,6 +54,9 @@ function R:describe(model, tokens, acts)
 end
 
 --- Bytes for people: "12.5 MiB".
+-- @function Run.bytes
+-- @tparam number n
+-- @treturn string
 function R.bytes(n)
   for _, unit in ipairs { "bytes", "KiB", "MiB", "GiB" } do
     if n < 1024 or unit == "GiB" then return ((unit == "bytes") and "%d %s" or "%.1f %s"):format(n, unit) end
@@ -59,6 +67,7 @@ end
 --- One dictionary of the run; tracked for checkpoints.
 -- @tparam table unit `at`, `sae`, `optim`, `seed` (when there are several)
 -- @treturn table the unit, with `name` ("layers.2.resid_post", or with "/seed1" behind it)
+-- @function Run:unit
 function R:unit(unit)
   unit.name = unit.seed and ("%s/seed%d"):format(unit.at, unit.seed) or unit.at
   unit.folder = unit.name
@@ -69,7 +78,24 @@ function R:unit(unit)
   return unit
 end
 
+local LOSS_FIELDS = { "loss", "fvu", "explained_variance", "mse", "cosine", "l0", "auxk", "multi_topk" }
+
+--- Averages losses over the batches of one optimiser step, for the log.
+-- @tparam ?table before the average so far; nil for the first batch
+-- @tparam SaeLoss loss of batch number `n`
+-- @tparam integer n from 1
+-- @treturn table field -> mean
+function R.average(before, loss, n)
+  local mean = {}
+  for _, field in ipairs(LOSS_FIELDS) do
+    mean[field] = before and before[field] + (loss[field] - before[field]) / n or loss[field]
+  end
+  return mean
+end
+
 --- Warns of what is doubtful about the plan (see `sae.doubts`).
+-- @function Run:check_plan
+-- @tparam Sae dictionary
 function R:check_plan(dictionary)
   local o = self.options
   local doubts = sae.doubts {
@@ -92,7 +118,8 @@ end
 
 --- Saves a unit's dictionary into `final/` (one SAE) or `final/<name>/` (several), in both files and as a whole.
 -- @tparam table unit
--- @tparam table options `format`
+-- @tparam table options `format`: "saelens" or "sparsify"
+-- @function Run:save_final
 function R:save_final(unit, options)
   local folder = #self.units == 1 and self:path "final" or self:path("final", unit.folder)
   local made, why = fs.mkdir(fs.dirname(folder))
@@ -157,6 +184,8 @@ local function summary_line(unit)
 end
 
 --- Writes report.html and prints the results.
+-- @function Run:report
+-- @tparam {table,...} units with `eval` (from eval.core), `densities`, `redundancy`, `latents`
 function R:report(units)
   local path = self:path "report.html"
   local ok, message = require("saelua.report").write(path, report_data(self, units))

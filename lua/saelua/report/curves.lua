@@ -93,6 +93,7 @@ local function draw(spec, saes, definitions)
   local series, x_label = collect(saes, spec.key, spec.scale)
   local low, high, points = extent(series)
   if points < 2 then return nil end -- one point is a number, not a curve: the tables show it
+  if spec.other and low == high then return nil end -- a coefficient that never moved, a term that was off
   local options, metric = frame(spec, low, high), metrics.by_key[spec.key]
   local note = spec.note or ""
   if metric then
@@ -131,7 +132,7 @@ function M.charts(saes, definitions)
   local out = {}
   for _, spec in ipairs(CURVES) do out[#out + 1] = draw(spec, saes, definitions) end
   for _, key in ipairs(other_keys(saes)) do
-    out[#out + 1] = draw({ key = key, title = key, y_label = key }, saes, definitions)
+    out[#out + 1] = draw({ key = key, title = key, y_label = key, other = true }, saes, definitions)
   end
   return out
 end

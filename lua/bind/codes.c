@@ -50,7 +50,7 @@ static int codes_columns(lua_State *L) {
   if (n < 1 || n > MOST) return luaL_error(L, "columns: 1 to %d latents expected, got %d", MOST, n);
   for (int i = 0; i < n; i++) {
     lua_rawgeti(L, 2, i + 1);
-    ids[i] = (int32_t)luaL_checkinteger(L, -1);
+    ids[i] = (int32_t)sl_lua_check_integer(L, lua_gettop(L), 0, INT32_MAX);
     lua_pop(L, 1);
   }
   SL_LUA_TRY(L, sl_codes_columns(codes, ids, n, sl_lua_new_tensor(L)));
@@ -80,7 +80,7 @@ static int codes_tensors(lua_State *L) {
 }
 
 /*** Codes from the k entries of each row that topk gives; exact zeros are dropped, signs kept.
- * @function saelua.core.codes_from_topk
+ * @function sl.codes_from_topk
  * @tparam Tensor values f32 [rows, k]
  * @tparam Tensor ids i32 [rows, k], from 0
  * @tparam integer n_latents

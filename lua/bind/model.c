@@ -27,7 +27,7 @@ static sl_activation option_activation(lua_State *L, int index) {
 }
 
 /*** An empty model.
- * @function saelua.core.new_model
+ * @function sl.new_model
  * @tparam table spec n_layers, d_model, n_heads, d_head, d_mlp, vocab_size, max_positions, n_types, norm ("layer"),
  *   norm_place ("post"), norm_eps, position ("absolute"), activation ("gelu"), head ("none" or "mlm"), tied_head, dtype
  * @tparam[opt="cpu"] string device

@@ -9,6 +9,109 @@
 
 /* -- Arithmetic ------------------------------------------------------------------------------- */
 
+/* The operations of SL_UNARY_LIST and the binary ones; each returns a new tensor and is a method of Tensor too. */
+
+/*** -x.
+ * @function neg
+ * @tparam Tensor x */
+/*** e^x.
+ * @function exp
+ * @tparam Tensor x */
+/*** Natural logarithm; -inf at 0, NaN below.
+ * @function log
+ * @tparam Tensor x */
+/*** Square root; NaN below 0.
+ * @function sqrt
+ * @tparam Tensor x */
+/*** |x|; gradient 0 at 0.
+ * @function abs
+ * @tparam Tensor x */
+/*** -1, 0 or 1; gradient 0.
+ * @function sign
+ * @tparam Tensor x */
+/*** x^2.
+ * @function square
+ * @tparam Tensor x */
+/*** max(x, 0); gradient 0 at 0.
+ * @function relu
+ * @tparam Tensor x */
+/*** x Phi(x), Phi the normal distribution function (by erf), as in BERT.
+ * @function gelu
+ * @tparam Tensor x */
+/*** GELU's tanh approximation, as in GPT-2.
+ * @function gelu_tanh
+ * @tparam Tensor x */
+/*** Hyperbolic tangent.
+ * @function tanh
+ * @tparam Tensor x */
+/*** 1 / (1 + e^-x).
+ * @function sigmoid
+ * @tparam Tensor x */
+/*** x + p.
+ * @function add_scalar
+ * @tparam Tensor x
+ * @tparam number p */
+/*** x p.
+ * @function mul_scalar
+ * @tparam Tensor x
+ * @tparam number p */
+/*** x^p; also the operator ^.
+ * @function pow_scalar
+ * @tparam Tensor x
+ * @tparam number p */
+/*** max(x, p); gradient 0 where p won.
+ * @function clamp_min
+ * @tparam Tensor x
+ * @tparam number p */
+/*** min(x, p); gradient 0 where p won.
+ * @function clamp_max
+ * @tparam Tensor x
+ * @tparam number p */
+/*** 1 where x > p, else 0; gradient 0.
+ * @function gt_scalar
+ * @tparam Tensor x
+ * @tparam number p */
+/*** a + b; shapes broadcast, a number may stand for either.
+ * @function add
+ * @tparam Tensor|number a
+ * @tparam Tensor|number b
+ * @treturn Tensor */
+/*** a - b; shapes broadcast, a number may stand for either.
+ * @function sub
+ * @tparam Tensor|number a
+ * @tparam Tensor|number b
+ * @treturn Tensor */
+/*** a b, element by element; shapes broadcast, a number may stand for either.
+ * @function mul
+ * @tparam Tensor|number a
+ * @tparam Tensor|number b
+ * @treturn Tensor */
+/*** a / b; shapes broadcast, a number may stand for either.
+ * @function div
+ * @tparam Tensor|number a
+ * @tparam Tensor|number b
+ * @treturn Tensor */
+/*** The larger of a and b; where they tie, each gets half of the gradient; shapes broadcast, a number may stand for either.
+ * @function maximum
+ * @tparam Tensor|number a
+ * @tparam Tensor|number b
+ * @treturn Tensor */
+/*** The smaller of a and b; where they tie, each gets half of the gradient; shapes broadcast, a number may stand for either.
+ * @function minimum
+ * @tparam Tensor|number a
+ * @tparam Tensor|number b
+ * @treturn Tensor */
+/*** 1 where a = b, else 0; takes two tensors, never recorded.
+ * @function eq
+ * @tparam Tensor a
+ * @tparam Tensor b
+ * @treturn Tensor */
+/*** 1 where a > b, else 0; takes two tensors, never recorded (a number: gt_scalar).
+ * @function gt
+ * @tparam Tensor a
+ * @tparam Tensor b
+ * @treturn Tensor */
+
 static int unary(lua_State *L, sl_unary_op op, int index, double p) {
   sl_tensor *x = sl_lua_check_tensor(L, index);
   SL_LUA_TRY(L, sl_unary(op, x, (float)p, sl_lua_new_tensor(L)));
@@ -66,13 +169,30 @@ static int power(lua_State *L) { return unary(L, SL_UNARY_POW_SCALAR, 1, luaL_ch
 
 /* -- Reductions ----------------------------------------------------------------------------------- */
 
-/*** Over one dimension, or over everything. float64 sums.
+/*** Arithmetic mean over one dimension, or over everything. float64 sums.
+ * @function mean
+ * @tparam Tensor x
+ * @tparam[opt] integer dim
+ * @tparam[opt=false] boolean keep_dim
+ * @treturn Tensor */
+/*** Largest entry over one dimension, or over everything; the gradient goes to the first one on ties.
+ * @function max
+ * @tparam Tensor x
+ * @tparam[opt] integer dim
+ * @tparam[opt=false] boolean keep_dim
+ * @treturn Tensor */
+/*** Smallest entry over one dimension, or over everything; the gradient goes to the first one on ties.
+ * @function min
+ * @tparam Tensor x
+ * @tparam[opt] integer dim
+ * @tparam[opt=false] boolean keep_dim
+ * @treturn Tensor */
+/*** Sum over one dimension, or over everything. float64 sums.
  * @function sum
  * @tparam Tensor x
  * @tparam[opt] integer dim
  * @tparam[opt=false] boolean keep_dim
- * @treturn Tensor
- * (also mean, max, min) */
+ * @treturn Tensor */
 static int reduce(lua_State *L) {
   sl_tensor *x = sl_lua_check_tensor(L, 1);
   int dim = lua_isnoneornil(L, 2) ? SL_ALL_DIMS : (int)sl_lua_check_integer(L, 2, 1, x->rank) - 1;
@@ -147,7 +267,11 @@ static int concat(lua_State *L) {
 
 /* -- Networks ------------------------------------------------------------------------------------------ */
 
-/*** Over the last dimension (also log_softmax).
+/*** log softmax(x) over the last dimension.
+ * @function log_softmax
+ * @tparam Tensor x
+ * @treturn Tensor */
+/*** exp(x) / sum exp(x) over the last dimension.
  * @function softmax
  * @tparam Tensor x
  * @treturn Tensor */

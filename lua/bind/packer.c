@@ -37,7 +37,7 @@ static void release(packer_box *box) {
   memset(box, 0, sizeof *box);
 }
 
-/*** @function saelua.core.packer
+/*** @function sl.packer
  * @tparam Tokenizer tokenizer
  * @tparam table options ctx_len; offsets (false): also where each token comes from
  * @treturn Packer */

@@ -15,7 +15,7 @@ sl_dtype sl_lua_option_product_dtype(lua_State *L, int index, const char *name) 
 
 /*** Makes a dictionary with sparsify's start: W_enc uniform in (-1/sqrt(d_in), 1/sqrt(d_in)), W_dec its rows (of length
  * one), biases zero.
- * @function saelua.core.new_sae
+ * @function sl.new_sae
  * @tparam table options d_in, d_sae, k; activation ("topk"), apply_b_dec_to_input (true), normalize_decoder (true),
  *   seed (0), device ("cpu")
  * @treturn Sae */
@@ -180,7 +180,7 @@ static int sae_zero_grad(lua_State *L) {
 }
 
 /*** sparsify's learning rate for Adam: 2e-4 / sqrt(d_sae / 2^14).
- * @function saelua.core.auto_lr
+ * @function sl.auto_lr
  * @tparam integer d_sae
  * @treturn number */
 static int auto_lr(lua_State *L) {

@@ -3,7 +3,7 @@
  *     local loss = sae:loss(x, { kind = "fvu", auxk_alpha = 1 / 32 })
  *     loss:backward()
  *     optim:step(lr)
- * @module saelua.Sae */
+ * @classmod saelua.Sae */
 #include "bind_sae.h"
 
 #include <string.h>
@@ -58,6 +58,8 @@ static loss_box *check_loss(lua_State *L) {
   return box;
 }
 
+/*** Gives the batch's memory back now, without a backward.
+ * @function SaeLoss:free */
 static int loss_gc(lua_State *L) {
   loss_box *box = luaL_checkudata(L, 1, SL_LUA_LOSS);
   sl_sae_loss_release(box->loss);
@@ -112,7 +114,7 @@ static sl_sae_optim *check_optim(lua_State *L) { return sl_lua_check_box(L, 1, S
 
 /*** The optimiser of one dictionary: projection, global clip, Adam or SGD, unit rows in one pass.
  * Fields: grad_norm (of the last step), steps.
- * @function saelua.core.sae_optim
+ * @function sl.sae_optim
  * @tparam Sae sae
  * @tparam[opt] table options rule ("adam" or "sgd"), beta1 (0.9), beta2 (0.999), eps (1e-8), weight_decay (0), clip_norm
  *   (0 = off)
@@ -199,6 +201,8 @@ static int optim_index(lua_State *L) {
   return 1;
 }
 
+/*** Gives the moments' memory back now.
+ * @function SaeOptim:free */
 static int optim_gc(lua_State *L) {
   void **box = luaL_checkudata(L, 1, SL_LUA_OPTIM);
   sl_sae_optim_release(*box);

@@ -51,10 +51,10 @@ static void close_scope(lua_State *L, int list, int first, int last) {
   int n = (int)lua_objlen(L, list);
   for (int i = 1; i <= n; i++) {
     lua_rawgeti(L, list, i);
-    bool kept = lua_isnil(L, -1);
+    void **box = luaL_testudata(L, -1, SL_LUA_TENSOR); /* the list is in a recipe's hands: trust nothing */
+    bool kept = !box;
     for (int k = first; k <= last && !kept; k++) kept = lua_rawequal(L, -1, k);
     if (!kept) {
-      void **box = lua_touserdata(L, -1);
       sl_tensor_release(*box);
       *box = NULL;
     }
@@ -85,7 +85,7 @@ static void restore_outer(lua_State *L, int list) {
 }
 
 /*** Takes a tensor out of the scope it was made in, so that it lives on.
- * @function saelua.core.keep
+ * @function keep
  * @tparam Tensor t
  * @treturn Tensor t */
 static int keep(lua_State *L) {
@@ -93,20 +93,17 @@ static int keep(lua_State *L) {
   lua_settop(L, 1);
   if (!scope_open) return 1;
   lua_getfield(L, LUA_REGISTRYINDEX, SCOPE);
-  while (lua_istable(L, 2)) {
-    int n = (int)lua_objlen(L, 2), i = n;
-    for (; i >= 1; i--) {
+  while (lua_istable(L, 2)) { /* a tensor that scopes handed outwards may be in several lists, or twice in one */
+    int n = (int)lua_objlen(L, 2);
+    for (int i = n; i >= 1; i--) {
       lua_rawgeti(L, 2, i);
       bool found = lua_rawequal(L, -1, 1);
       lua_pop(L, 1);
-      if (found) break;
-    }
-    if (i >= 1) { /* the last one takes its place */
-      lua_rawgeti(L, 2, n);
+      if (!found) continue;
+      lua_rawgeti(L, 2, n); /* the last one takes its place */
       lua_rawseti(L, 2, i);
       lua_pushnil(L);
-      lua_rawseti(L, 2, n);
-      break;
+      lua_rawseti(L, 2, n--);
     }
     lua_rawgeti(L, 2, 0);
     lua_replace(L, 2);
@@ -117,7 +114,7 @@ static int keep(lua_State *L) {
 
 /*** Runs fn and frees every tensor made inside, except those that it returns or that went through keep(t).
  * Frees them also when fn raises. A tensor that goes on living elsewhere (in a table, a hook) must be kept.
- * @function saelua.core.scope
+ * @function scope
  * @tparam function fn
  * @return what fn returns */
 static int scope(lua_State *L) {
@@ -144,7 +141,7 @@ static int scope(lua_State *L) {
 }
 
 /*** Opens a scope by hand, for iterators: what is made from here on is freed by end_scope.
- * @function saelua.core.begin_scope
+ * @function begin_scope
  * @treturn table the scope */
 static int begin_scope(lua_State *L) {
   open_scope(L);
@@ -153,7 +150,7 @@ static int begin_scope(lua_State *L) {
 
 /*** Frees what was made since begin_scope, except what was kept. Scopes left open inside it end too; what
  * they held is left to the collector.
- * @function saelua.core.end_scope
+ * @function end_scope
  * @tparam table scope */
 static int end_scope(lua_State *L) {
   luaL_checktype(L, 1, LUA_TTABLE);
@@ -165,7 +162,7 @@ static int end_scope(lua_State *L) {
 
 /*** Runs fn outside every scope: tensors made inside belong to nobody but their references. For objects that keep
  * tensors between calls (buffers, optimiser states).
- * @function saelua.core.unscoped
+ * @function unscoped
  * @tparam function fn
  * @return what fn returns */
 static int unscoped(lua_State *L) {

@@ -10,7 +10,16 @@
 
 static sl_tape *check_tape(lua_State *L) { return sl_lua_check_box(L, 1, SL_LUA_TAPE, "the tape"); }
 
-/* @function saelua.core.tape */
+/* The same, refusing a tape whose backward pass is what called us (through a hook). */
+static sl_tape *check_idle_tape(lua_State *L, const char *what) {
+  sl_tape *tape = check_tape(L);
+  if (sl_tape_is_running(tape)) luaL_error(L, "tape:%s: this tape is in the middle of a backward pass", what);
+  return tape;
+}
+
+/*** An empty tape that does not record yet.
+ * @function sl.tape
+ * @treturn Tape */
 static int tape_new(lua_State *L) {
   void **box = sl_lua_new_box(L, SL_LUA_TAPE);
   SL_LUA_TRY(L, sl_tape_create((sl_tape **)box));
@@ -21,7 +30,7 @@ static int tape_new(lua_State *L) {
  * @function start
  * @treturn Tape itself */
 static int tape_start(lua_State *L) {
-  sl_tape_start(check_tape(L));
+  sl_tape_start(check_idle_tape(L, "start"));
   lua_settop(L, 1);
   return 1;
 }
@@ -39,7 +48,7 @@ static int tape_stop(lua_State *L) {
  * @function reset
  * @treturn Tape itself */
 static int tape_reset(lua_State *L) {
-  sl_tape_reset(check_tape(L));
+  sl_tape_reset(check_idle_tape(L, "reset"));
   lua_settop(L, 1);
   return 1;
 }
@@ -73,7 +82,7 @@ static int tape_gc(lua_State *L) {
 }
 
 /*** Runs a function with recording suspended.
- * @function saelua.core.no_grad
+ * @function sl.no_grad
  * @tparam function fn
  * @return what it returns */
 static int no_grad(lua_State *L) {

@@ -11,7 +11,7 @@ const sl_wordpiece *sl_lua_check_tokenizer(lua_State *L, int index) {
 }
 
 /*** The tokenizer of a folder in Hugging Face layout (tokenizer.json, or vocab.txt).
- * @function saelua.core.tokenizer
+ * @function sl.tokenizer
  * @tparam string folder
  * @treturn ?Tokenizer or nil, message, code */
 static int tokenizer_load(lua_State *L) {
@@ -21,7 +21,7 @@ static int tokenizer_load(lua_State *L) {
 }
 
 /*** The tokenizer of a vocabulary, lower-casing as bert-base-uncased does.
- * @function saelua.core.tokenizer_from_vocab
+ * @function sl.tokenizer_from_vocab
  * @tparam string vocab one token a line
  * @tparam[opt] table options `lower_case` (true)
  * @treturn ?Tokenizer or nil, message, code */

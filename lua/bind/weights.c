@@ -14,7 +14,7 @@ static const sl_safetensor *check_entry(lua_State *L, int index) {
 }
 
 /*** Opens a safetensors file, or a folder with one or with shards and an index.
- * @function saelua.core.open_weights
+ * @function sl.open_weights
  * @tparam string path
  * @treturn ?Weights or nil, message, code */
 static int weights_open(lua_State *L) {

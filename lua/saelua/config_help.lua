@@ -1,5 +1,4 @@
---- The text of `recipe.lua --help`, from the recipe's own declarations and opening comment.
--- @module saelua.config_help
+-- The text of `recipe.lua --help`, from the recipe's own declarations and opening comment. Internal: see saelua.config.
 local types = require "saelua.config_types"
 
 local help = {}
@@ -82,7 +81,7 @@ local function usage(options, program)
   return table.concat(words, " ")
 end
 
---- The whole help text.
+-- The whole help text.
 -- @tparam table options the checked declarations, in order
 -- @tparam table about `program` ("saelua recipes/x.lua"), `comment` (lines), `width` (columns)
 -- @treturn string

@@ -67,6 +67,17 @@ local function defined_name(code)
   return name, name ~= nil and not value:find("^function")
 end
 
+-- What stands before a name (prefix, separator), and the module whose list shows it. `Bar:update` belongs to a class;
+-- `M.new` and `M:new` are the module's own; `sl.tape` in the file of a class is a function of the library.
+local function place_of(name, module)
+  if name:find("^sl%.") then return "sl", ".", "sl" end
+  local owner = name:match("^([%w_]+):") or name:match("^(%u[%w_]+)%.")
+  if owner == "M" then owner = nil end
+  local prefix = owner or module
+  local is_class = owner or (prefix and prefix:find("^%u"))
+  return prefix, is_class and ":" or ".", module
+end
+
 -- Adds what one comment documents. `state.module` is the file's module, from its first comment.
 local function add_comment(state, lines, code, line)
   local text, tags = parse_comment(lines)
@@ -86,14 +97,9 @@ local function add_comment(state, lines, code, line)
   end
   if not name then return end
   local bare = name:match("[%w_]+$")
-  -- `Bar:update` belongs to a class; `M.new` and `M:new` are the module's own.
-  local owner = name:match("^([%w_]+):") or name:match("^(%u[%w_]+)%.")
-  if owner == "M" then owner = nil end
-  local entry = { bare = bare, module = state.module, text = text, parameters = {}, results = {},
-    source = state.source, line = line }
-  local prefix = owner or state.module
-  local is_class = owner or (prefix and prefix:find("^%u"))
-  entry.name = prefix and (prefix .. (is_class and ":" or ".") .. bare) or bare
+  local prefix, separator, home = place_of(name, state.module)
+  local entry = { bare = bare, module = home, text = text, parameters = {}, results = {}, source = state.source,
+    line = line, name = prefix and prefix .. separator .. bare or bare }
   entry.is_field = is_field
   for _, tag in ipairs(tags) do add_tag(entry, tag) end
   state.add(entry)
@@ -160,7 +166,13 @@ function docs.index()
   local fs = require "saelua.fs"
   local share = require("saelua.host").share_dir
   index = {}
-  local function add(entry) index[#index + 1] = entry end
+  local modules = {}
+  -- A module that is spread over several files is one entry, with the first file's text.
+  local function add(entry)
+    if entry.is_module and modules[entry.name] then return end
+    if entry.is_module then modules[entry.name] = true end
+    index[#index + 1] = entry
+  end
   add_folder(fs, share .. "/lua/saelua", add)
   add_folder(fs, share .. "/lua/bind", add)
   return index

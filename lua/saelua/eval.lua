@@ -24,7 +24,12 @@ local M = {}
 
 -- Contexts in batches -------------------------------------------------------------------------------------------
 
--- Iterates over { ids, mask } of `heldout` in order; every round is a scope.
+--- Calls `fn(ids, mask, first)` for batches of held-out contexts in order; every call is a scope.
+-- @function each_batch
+-- @tparam table heldout `tokens:heldout()`
+-- @tparam integer batch_size contexts at a time
+-- @tparam ?integer max_contexts nil = all
+-- @tparam function fn `first` is the number of contexts before this batch
 local function each_batch(heldout, batch_size, max_contexts, fn)
   local n = math.min(heldout.n, max_contexts or heldout.n)
   for first = 1, n, batch_size do

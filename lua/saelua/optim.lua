@@ -51,6 +51,9 @@ function M.sgd(parameters, options) return make("sgd", parameters, options, "opt
 local methods = getmetatable(core.optimizer("sgd")).__index
 
 --- Writes the state tensors and the step count.
+-- @function Optimizer:save_state
+-- @tparam string folder
+-- @treturn ?boolean true, or nil and a message
 function methods:save_state(folder)
   local state, steps = self:state()
   local ok, message = core.save_tensors(fs.join(folder, "optim.safetensors"), state)
@@ -59,6 +62,9 @@ function methods:save_state(folder)
 end
 
 --- Reads what save_state wrote.
+-- @function Optimizer:load_state
+-- @tparam string folder
+-- @treturn ?boolean true, or nil and a message
 function methods:load_state(folder)
   local numbers, message = json.read(fs.join(folder, "optim.json"))
   if type(numbers) ~= "table" or type(numbers.steps) ~= "number" then

@@ -84,6 +84,7 @@ local LOSS_FIELDS = { "loss", "fvu", "explained_variance", "mse", "cosine", "l0"
 -- @tparam ?table before the average so far; nil for the first batch
 -- @tparam SaeLoss loss of batch number `n`
 -- @tparam integer n from 1
+-- @function average
 -- @treturn table field -> mean
 function R.average(before, loss, n)
   local mean = {}

@@ -31,10 +31,17 @@ function M.topk(options)
   }
 end
 
---- See `saelua.sae_files`.
+--- Saves a dictionary; see `saelua.sae_files`.
+-- @function save
+-- @tparam Sae sae
+-- @tparam string folder
+-- @tparam[opt] table options `format` ("saelens" or "sparsify"), `metadata`, `densities`
+-- @treturn ?boolean true, or nil and a message
 M.save = files.save
 
 --- A dictionary written in Lua; see `saelua.sae_custom`.
+-- @tparam table options as there
+-- @treturn Custom
 function M.custom(options) return require "saelua.sae_custom"(options) end
 
 --- Loads a dictionary that saelua, SAELens 6 or sparsify 1.3 saved.
@@ -62,9 +69,15 @@ local sae_methods = debug.getregistry()["saelua.Sae"].methods
 local optim_methods = debug.getregistry()["saelua.SaeOptim"].methods
 
 --- Writes the dictionary (SAELens layout, so a checkpoint is a dictionary that tools open).
+-- @function Sae:save_state
+-- @tparam string folder
+-- @treturn ?boolean true, or nil and a message
 function sae_methods:save_state(folder) return files.save(self, folder) end
 
 --- Reads what save_state wrote into this dictionary, bit for bit.
+-- @function Sae:load_state
+-- @tparam string folder
+-- @treturn ?boolean true, or nil and a message
 function sae_methods:load_state(folder)
   local parts, message = files.read(folder)
   if not parts then return nil, message end
@@ -79,14 +92,24 @@ function sae_methods:load_state(folder)
   return true
 end
 
+--- What save_state writes, in bytes.
+-- @function Sae:state_bytes
+-- @treturn integer
 function sae_methods:state_bytes() return 8 * self.d_in * self.d_sae end
 
 --- x -> reconstruction.
+-- @function Sae:reconstruct
+-- @tparam Tensor x f32 [tokens, d_in]
+-- @tparam[opt] table options as for encode
+-- @treturn Tensor
 function sae_methods:reconstruct(x, options)
   return self:decode(self:encode(x, options))
 end
 
 --- Writes moments, step and firing counts.
+-- @function SaeOptim:save_state
+-- @tparam string folder
+-- @treturn ?boolean true, or nil and a message
 function optim_methods:save_state(folder)
   local ok, message = core.save_tensors(fs.join(folder, "optim.safetensors"), self:state())
   if not ok then return nil, message end
@@ -95,6 +118,9 @@ function optim_methods:save_state(folder)
 end
 
 --- Reads what save_state wrote.
+-- @function SaeOptim:load_state
+-- @tparam string folder
+-- @treturn ?boolean true, or nil and a message
 function optim_methods:load_state(folder)
   local numbers, message = json.read(fs.join(folder, "optim.json"))
   if type(numbers) ~= "table" then return nil, message or folder .. "/optim.json: not an object" end
@@ -111,6 +137,9 @@ function optim_methods:load_state(folder)
   return true
 end
 
+--- What save_state writes, in bytes.
+-- @function SaeOptim:state_bytes
+-- @treturn integer
 function optim_methods:state_bytes()
   local bytes = 0
   for _, entry in ipairs(self:state()) do bytes = bytes + 4 * entry[2]:numel() end

@@ -22,28 +22,35 @@ M.list = {
     text = "x̄ is the mean activation over the same tokens, one mean per dimension. Held-out values use one mean over "
       .. "all evaluation tokens; training values use the mean of their batch." },
   { key = "mse", name = "Mean squared error", kind = "number",
-    formula = "MSE = (1/N) Σₙ ‖xₙ − x̂ₙ‖²",
-    text = "Squared error of a token, summed over dimensions; in squared units of the activations." },
+    formula = "MSE = (1/(N d)) Σₙ ‖xₙ − x̂ₙ‖²",
+    text = "Mean squared error over tokens and the d dimensions; in squared units of the activations." },
   { key = "cosine", name = "Cosine similarity", kind = "share", formula = "(1/N) Σₙ xₙ·x̂ₙ / (‖xₙ‖ ‖x̂ₙ‖)",
     text = "Whether the direction is right, whatever the length." },
   { key = "l0", name = "L0", kind = "number", better = "range", good = { 20, 200 },
     formula = "L0 = (1/N) Σₙ #{i : fᵢ(xₙ) ≠ 0}", text = "Active latents per token, on average." },
   { key = "dead_fraction", name = "Dead latents", kind = "percent", better = "low", good = 0.1, fair = 0.2,
     formula = "dead = #{i : fᵢ = 0 on every token of the window} / F",
-    text = "Share of latents that never fired in the token window. The longer the window, the lower the share." },
+    text = "Held-out: share of latents that fire on none of the evaluation tokens. In the training curve: share of "
+      .. "latents silent for more than dead_feature_threshold training tokens: 0 until that many have passed." },
   { key = "dead_window_tokens", name = "Dead window", kind = "number", formula = "tokens looked at",
-    text = "Number of tokens over which a latent must stay silent to be counted as dead." },
+    text = "Number of tokens over which a latent must stay silent to count as dead; held-out: all evaluation tokens." },
+  { key = "rare_fraction", name = "Rare latents", kind = "percent",
+    formula = "rare = #{i : nᵢ / T < dead_percentage_threshold} / F",
+    text = "Share of latents that fire less often than the threshold; nᵢ counts the tokens on which latent i was "
+      .. "active, of all T training tokens so far.", not_evaluated = true },
   { key = "ce_recovered", name = "CE recovered", kind = "percent", better = "high", good = 0.9, fair = 0.7,
     formula = "(CE_ablated − CE_SAE) / (CE_ablated − CE_clean)",
     text = "How much of the model's own prediction survives when its activations are replaced by the reconstruction: "
-      .. "100 % is unharmed, 0 % as bad as setting them to zero." },
+      .. "100 % is unharmed, 0 % as bad as setting them to zero. Where CE_ablated "
+      .. "and CE_clean are close it says little." },
   { key = "ce_clean", name = "CE, clean", kind = "nats", formula = "CE_clean = −(1/M) Σₘ ln p(tokenₘ | context)",
-    text = "Cross-entropy of the untouched model over M predicted tokens: for a masked language "
-      .. "model, the masked ones." },
+    text = "Cross-entropy of the untouched model over the M predicted tokens: 15 % of the ordinary held-out tokens, "
+      .. "all shown as [MASK], the same ones for the three numbers." },
   { key = "ce_sae", name = "CE, with SAE", kind = "nats", formula = "CE_SAE: CE with x̂ in place of x",
-    text = "Cross-entropy with the activations replaced by the SAE's reconstruction." },
+    text = "Cross-entropy with the activations replaced by the SAE's reconstruction at every token but [CLS], [SEP] "
+      .. "and padding." },
   { key = "ce_ablated", name = "CE, ablated", kind = "nats", formula = "CE_ablated: CE with 0 in place of x",
-    text = "Cross-entropy with the activations replaced by zero." },
+    text = "Cross-entropy with the activations replaced by zero at every position." },
   { key = "decoder_redundancy", name = "Decoder redundancy", kind = "share",
     formula = "(1/F) Σᵢ maxⱼ≠ᵢ cos(dᵢ, dⱼ)",
     text = "Mean, over latents, of the cosine with the most similar other decoder direction. Near 1: duplicates." },

@@ -16,7 +16,7 @@
 --                       be:v:O agrees with slot O, be:v:pl is plural
 --     "A>B ... "        speech by A to B (I, you, my follow)
 --     [x y|z|]          one of several, maybe nothing
---     @weather @part (of the day) @day @next (another day) @season
+--     words: @weather @part (of the day) @day @next (another day) @season
 --
 -- First item: + - (sentiment), ~A (the mood of A), ~w (of the weather).
 --

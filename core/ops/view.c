@@ -69,8 +69,8 @@ static sl_status infer_shape(const sl_tensor *x, int rank, const int64_t *shape,
     out[i] = shape[i];
     if (shape[i] == -1 && unknown < 0)
       unknown = i;
-    else
-      known *= shape[i];
+    else if (__builtin_mul_overflow(known, shape[i], &known))
+      return sl_fail(SL_ESHAPE, "reshape: %s is too large to address", sl_shape_text(rank, shape, to));
   }
   if (unknown < 0) return SL_OK;
   if (known <= 0 || sl_tensor_count(x) % known != 0) {

@@ -4,14 +4,24 @@
 #include "core/base/mem.h"
 
 #if defined(__SANITIZE_ADDRESS__)
-#define POOL_LIMIT_BYTES 0
+#define SANITIZED 1
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+
+/* Blocks are rounded up to whole vectors; under AddressSanitizer what lies behind the bytes asked for is poisoned
+ * while the storage lives, so that a kernel that strays by one element is caught. */
+#ifdef SANITIZED
+#include <sanitizer/asan_interface.h>
 #define POOL_LIMIT_BYTES 0
-#endif
-#endif
-#ifndef POOL_LIMIT_BYTES
+#define POISON(data, bytes) ASAN_POISON_MEMORY_REGION(data, bytes)
+#define UNPOISON(data, bytes) ASAN_UNPOISON_MEMORY_REGION(data, bytes)
+#else
 #define POOL_LIMIT_BYTES ((int64_t)192 << 20)
+#define POISON(data, bytes) ((void)(data), (void)(bytes))
+#define UNPOISON(data, bytes) ((void)(data), (void)(bytes))
 #endif
 
 enum { POOL_SLOTS = 64 };
@@ -105,6 +115,7 @@ sl_status sl_storage_create(sl_device *device, size_t bytes, sl_storage **out) {
   }
   storage->references = 1;
   storage->device = device;
+  if (device->host_memory) POISON((char *)storage->data + bytes, storage->bytes - bytes);
   count_new(storage);
   *out = storage;
   return SL_OK;
@@ -132,6 +143,7 @@ void sl_storage_release(sl_storage *storage) {
   } else {
     stats.live_bytes -= (int64_t)storage->bytes;
     sl_mem_uncount((int64_t)storage->bytes);
+    if (storage->device->host_memory) UNPOISON(storage->data, storage->bytes);
     pool_give(storage->device, storage->data, storage->bytes);
   }
   sl_mem_free(storage);

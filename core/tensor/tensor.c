@@ -28,19 +28,22 @@ static void set_contiguous(sl_tensor *tensor, int rank, const int64_t *shape) {
   }
 }
 
-/* The bytes that a shape needs; checks rank, signs and overflow. */
+/* The bytes that a shape needs; checks rank, signs and overflow (of the sizes that are not 0 as well: strides are
+ * made from them). */
 static sl_status shape_bytes(sl_dtype dtype, int rank, const int64_t *shape, size_t *out) {
   char text[SL_SHAPE_TEXT];
   if (rank < 0 || rank > SL_MAX_RANK)
     return sl_fail(SL_ESHAPE, "a tensor has 0 to %d dimensions, not %d", SL_MAX_RANK, rank);
   size_t bytes = sl_dtype_size(dtype);
+  bool empty = false;
   for (int i = 0; i < rank; i++) {
     if (shape[i] < 0)
       return sl_fail(SL_ESHAPE, "shape %s: sizes must not be negative", sl_shape_text(rank, shape, text));
-    if (__builtin_mul_overflow(bytes, (size_t)shape[i], &bytes) || bytes > (size_t)INT64_MAX / 2)
+    if (shape[i] == 0) empty = true;
+    else if (__builtin_mul_overflow(bytes, (size_t)shape[i], &bytes) || bytes > (size_t)INT64_MAX / 2)
       return sl_fail(SL_ESHAPE, "shape %s is too large to address", sl_shape_text(rank, shape, text));
   }
-  *out = bytes;
+  *out = empty ? 0 : bytes;
   return SL_OK;
 }
 
@@ -77,10 +80,11 @@ sl_status sl_tensor_over(sl_storage *storage, sl_dtype dtype, int rank, const in
                          sl_tensor **out) {
   size_t bytes;
   SL_TRY(shape_bytes(dtype, rank, shape, &bytes));
-  size_t start = (size_t)offset * sl_dtype_size(dtype);
-  if (offset < 0 || start > storage->bytes || bytes > storage->bytes - start)
-    return sl_fail(SL_ESHAPE, "a view of %zu bytes at %lld does not fit a storage of %zu bytes", bytes,
-                   (long long)start, storage->bytes);
+  size_t start;
+  if (offset < 0 || __builtin_mul_overflow((size_t)offset, sl_dtype_size(dtype), &start) || start > storage->bytes ||
+      bytes > storage->bytes - start)
+    return sl_fail(SL_ESHAPE, "a view of %zu bytes at element %lld does not fit a storage of %zu bytes", bytes,
+                   (long long)offset, storage->bytes);
   SL_TRY(new_header(storage, dtype, out));
   set_contiguous(*out, rank, shape);
   (*out)->offset = offset;
@@ -234,8 +238,10 @@ sl_status sl_tensor_select(const sl_tensor *tensor, int dim, int64_t index, sl_t
 
 sl_status sl_tensor_expand(const sl_tensor *tensor, int rank, const int64_t *shape, sl_tensor **out) {
   char from[SL_SHAPE_TEXT], to[SL_SHAPE_TEXT];
+  size_t bytes; /* of the copy that an operation may make of it */
+  SL_TRY(shape_bytes(tensor->dtype, rank, shape, &bytes));
   int lead = rank - tensor->rank;
-  bool fits = rank <= SL_MAX_RANK && lead >= 0;
+  bool fits = lead >= 0;
   for (int i = 0; fits && i < tensor->rank; i++)
     fits = tensor->shape[i] == shape[lead + i] || tensor->shape[i] == 1;
   if (!fits)
@@ -294,24 +300,38 @@ static sl_status scatter(sl_tensor *dst, const void *x) {
   return device->kernels->scatter_strided(device, &args);
 }
 
+static bool repeats_elements(const sl_tensor *tensor) {
+  for (int i = 0; i < tensor->rank; i++)
+    if (tensor->strides[i] == 0 && tensor->shape[i] > 1) return true;
+  return false;
+}
+
+/* Through a block of its own: into strided memory, or where source and destination share their memory. */
+static sl_status copy_in_two(sl_tensor *dst, const sl_tensor *src) {
+  sl_tensor *block;
+  SL_TRY(dst->storage == src->storage ? sl_tensor_clone(src, &block) : sl_tensor_contiguous(src, &block));
+  sl_status status = sl_tensor_is_contiguous(dst) ? sl_tensor_copy_(dst, block) : scatter(dst, sl_tensor_data(block));
+  sl_tensor_release(block);
+  return status;
+}
+
 sl_status sl_tensor_copy_(sl_tensor *dst, const sl_tensor *src) {
   char to[SL_SHAPE_TEXT], from[SL_SHAPE_TEXT];
+  if (repeats_elements(dst))
+    return sl_fail(SL_ESHAPE, "copy: the destination %s is expanded, so that several positions are one element",
+                   sl_tensor_shape_text(dst, to));
   if (!sl_tensor_same_shape(dst, src) || dst->dtype != src->dtype || sl_tensor_device(dst) != sl_tensor_device(src))
     return sl_fail(SL_ESHAPE, "copy: the destination is %s %s on %s, the source %s %s on %s",
                    sl_dtype_name(dst->dtype), sl_tensor_shape_text(dst, to), sl_tensor_device(dst)->name,
                    sl_dtype_name(src->dtype), sl_tensor_shape_text(src, from), sl_tensor_device(src)->name);
   if (sl_tensor_count(src) == 0) return SL_OK;
-  if (sl_tensor_is_contiguous(dst)) {
-    if (!sl_tensor_is_contiguous(src)) return gather(src, sl_tensor_data(dst));
+  if (sl_tensor_is_contiguous(dst) && sl_tensor_is_contiguous(src)) {
     sl_device *device = sl_tensor_device(dst);
     return device->table->copy(device, sl_tensor_data(dst), sl_tensor_data(src),
                                (size_t)sl_tensor_count(src) * sl_dtype_size(src->dtype));
   }
-  sl_tensor *block;
-  SL_TRY(sl_tensor_contiguous(src, &block));
-  sl_status status = scatter(dst, sl_tensor_data(block));
-  sl_tensor_release(block);
-  return status;
+  if (!sl_tensor_is_contiguous(dst) || dst->storage == src->storage) return copy_in_two(dst, src);
+  return gather(src, sl_tensor_data(dst));
 }
 
 static sl_status check_host_copy(const sl_tensor *tensor, const char *op, size_t bytes) {
@@ -368,7 +388,7 @@ sl_status sl_tensor_to_device(const sl_tensor *tensor, sl_device *device, sl_ten
 sl_status sl_tensor_item(const sl_tensor *tensor, double *out) {
   char text[SL_SHAPE_TEXT];
   if (sl_tensor_count(tensor) != 1)
-    return sl_fail(SL_ESHAPE, "item: %s has more than one element", sl_tensor_shape_text(tensor, text));
+    return sl_fail(SL_ESHAPE, "item: %s does not have exactly one element", sl_tensor_shape_text(tensor, text));
   union { float f; uint16_t h; int64_t l; int32_t i; uint8_t b; } value;
   sl_device *device = sl_tensor_device(tensor);
   SL_TRY(device->table->copy_to_host(device, &value, sl_tensor_data(tensor), sl_dtype_size(tensor->dtype)));

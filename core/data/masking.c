@@ -22,6 +22,7 @@ static sl_status draw(uint32_t stream, const sl_mask_options *o, int64_t n, sl_t
 /* A random id that is not excluded, from a number in [0, 1): the next allowed one from where it points. */
 static int32_t random_id(double u, const sl_mask_options *o) {
   int32_t id = (int32_t)(u * o->vocab_size);
+  if (id >= o->vocab_size) id = o->vocab_size - 1; /* u may have been rounded up to 1 */
   for (int32_t tries = 0; tries < o->vocab_size && excluded(id, o); tries++) id = (id + 1) % o->vocab_size;
   return id;
 }
@@ -62,8 +63,8 @@ static sl_status check(const sl_tensor *ids, const sl_tensor *mask, const sl_mas
   if (!sl_tensor_device(ids)->host_memory || !sl_tensor_is_contiguous(ids) ||
       (mask && (!sl_tensor_device(mask)->host_memory || !sl_tensor_is_contiguous(mask))))
     return sl_fail(SL_EDEVICE, "mask tokens: ids and mask must be contiguous on the CPU");
-  if (!(o->rate > 0 && o->rate <= 1) || o->random_share < 0 || o->keep_share < 0 ||
-      o->random_share + o->keep_share > 1)
+  if (!(o->rate > 0 && o->rate <= 1) || !(o->random_share >= 0) || !(o->keep_share >= 0) ||
+      !(o->random_share + o->keep_share <= 1))
     return sl_fail(SL_EINVAL, "mask tokens: rate %g must be in (0, 1], random_share %g and keep_share %g must not be "
                               "negative or sum to more than 1", o->rate, o->random_share, o->keep_share);
   if (o->mask_id < 0 || o->mask_id >= o->vocab_size)
@@ -76,6 +77,7 @@ sl_status sl_mask_tokens(const sl_tensor *ids, const sl_tensor *mask, const sl_m
   SL_TRY(check(ids, mask, options));
   int64_t B = ids->shape[0], T = ids->shape[1], n = 0;
   sl_tensor *choice = NULL, *fate = NULL;
+  *hidden = *positions = *targets = NULL;
   int32_t *chosen = NULL; /* positions, then targets */
   sl_status status = draw(STREAM_CHOICE, options, B * T, &choice);
   if (status == SL_OK) status = draw(STREAM_FATE, options, B * T, &fate);
@@ -94,5 +96,12 @@ sl_status sl_mask_tokens(const sl_tensor *ids, const sl_tensor *mask, const sl_m
   sl_mem_free(chosen);
   sl_tensor_release(fate);
   sl_tensor_release(choice);
+  if (status != SL_OK) {
+    sl_tensor **made[] = { hidden, positions, targets };
+    for (int i = 0; i < 3; i++) {
+      sl_tensor_release(*made[i]);
+      *made[i] = NULL;
+    }
+  }
   return status;
 }

@@ -43,7 +43,7 @@ sl_status sl_codes_counts(const sl_codes *codes, sl_tensor **out) {
   return status;
 }
 
-/* which[latent] = its column, or -1. */
+/* which[latent] = its column (the first, when it is asked for twice), or -1. */
 static sl_status make_lookup(const sl_codes *codes, const int32_t *ids, int64_t n, int32_t **which) {
   SL_TRY(sl_mem_alloc((size_t)codes->n_latents * sizeof **which, "latent columns", (void **)which));
   for (int64_t i = 0; i < codes->n_latents; i++) (*which)[i] = -1;
@@ -53,20 +53,30 @@ static sl_status make_lookup(const sl_codes *codes, const int32_t *ids, int64_t 
       return sl_fail(SL_EINVAL, "latent %d: this dictionary has latents 0 to %lld", ids[j],
                      (long long)codes->n_latents - 1);
     }
-    (*which)[ids[j]] = (int32_t)j;
+    if ((*which)[ids[j]] < 0) (*which)[ids[j]] = (int32_t)j;
   }
   return SL_OK;
+}
+
+/* Columns asked for twice are copies of the first. */
+static void copy_repeated(const int32_t *which, const int32_t *ids, int64_t n, float *rows, int64_t count) {
+  for (int64_t j = 0; j < n; j++) {
+    int64_t first = which[ids[j]];
+    for (int64_t t = 0; first != j && t < count; t++) rows[t * n + j] = rows[t * n + first];
+  }
 }
 
 sl_status sl_codes_columns(const sl_codes *codes, const int32_t *ids, int64_t n, sl_tensor **out) {
   int32_t *which;
   SL_TRY(make_lookup(codes, ids, n, &which));
   host_codes host = { 0 };
+  *out = NULL;
   sl_status status = sl_tensor_zeros(sl_cpu_device(), SL_F32, 2, (int64_t[]){ codes->rows, n }, out);
   if (status == SL_OK) status = read_host(codes, &host);
   for (int64_t t = 0; t < codes->rows && status == SL_OK; t++)
     for (int64_t e = host.offsets[t]; e < host.offsets[t + 1]; e++)
       if (which[host.ids[e]] >= 0) sl_tensor_f32(*out)[t * n + which[host.ids[e]]] = host.values[e];
+  if (status == SL_OK) copy_repeated(which, ids, n, sl_tensor_f32(*out), codes->rows);
   release_host(&host);
   sl_mem_free(which);
   if (status != SL_OK && *out) {

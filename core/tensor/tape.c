@@ -16,13 +16,16 @@ typedef struct {
 } slot;
 
 struct sl_tape {
+  sl_tape *next_alive;     /* list of all tapes of this thread */
+  bool running;            /* backward is under way: what it walks must stay */
+  bool doomed;             /* released meanwhile: goes when backward ends */
   sl_node *nodes;
   int64_t n_nodes, node_capacity;
   slot *slots;
   int64_t n_slots, slot_capacity; /* a power of two */
 };
 
-static _Thread_local sl_tape *active;
+static _Thread_local sl_tape *active, *alive;
 
 /* -- The table ----------------------------------------------------------------------------- */
 
@@ -64,7 +67,12 @@ static bool has_slot(const sl_tape *tape, int64_t id) {
 
 /* -- Life ------------------------------------------------------------------------------------ */
 
-sl_status sl_tape_create(sl_tape **out) { return sl_mem_alloc(sizeof(sl_tape), "a tape", (void **)out); }
+sl_status sl_tape_create(sl_tape **out) {
+  SL_TRY(sl_mem_alloc(sizeof(sl_tape), "a tape", (void **)out));
+  (*out)->next_alive = alive;
+  alive = *out;
+  return SL_OK;
+}
 
 static void release_node(sl_node *node) {
   for (int i = 0; i < node->n_inputs; i++) sl_tensor_release(node->inputs[i]);
@@ -79,7 +87,7 @@ static void release_slot(slot *entry) {
   if (entry->release_hook) entry->release_hook(entry->hook_context);
 }
 
-void sl_tape_reset(sl_tape *tape) {
+static void forget_nodes(sl_tape *tape) {
   for (int64_t i = tape->n_nodes - 1; i >= 0; i--) release_node(&tape->nodes[i]);
   tape->n_nodes = 0;
   for (int64_t i = 0; i < tape->slot_capacity; i++)
@@ -88,16 +96,30 @@ void sl_tape_reset(sl_tape *tape) {
   tape->n_slots = 0;
 }
 
+void sl_tape_reset(sl_tape *tape) {
+  if (!tape->running) forget_nodes(tape);
+}
+
+bool sl_tape_is_running(const sl_tape *tape) { return tape->running; }
+
 void sl_tape_release(sl_tape *tape) {
   if (!tape) return;
   if (active == tape) active = NULL;
-  sl_tape_reset(tape);
+  if (tape->running) {
+    tape->doomed = true;
+    return;
+  }
+  sl_tape **link = &alive;
+  while (*link != tape) link = &(*link)->next_alive;
+  *link = tape->next_alive;
+  forget_nodes(tape);
   sl_mem_free(tape->nodes);
   sl_mem_free(tape->slots);
   sl_mem_free(tape);
 }
 
 void sl_tape_start(sl_tape *tape) {
+  if (tape->running) return;
   sl_tape_reset(tape);
   active = tape;
 }
@@ -112,7 +134,12 @@ sl_tape *sl_tape_pause(void) {
   return previous;
 }
 
-void sl_tape_resume(sl_tape *previous) { active = previous; }
+/* A tape that was released while it was suspended is gone. */
+void sl_tape_resume(sl_tape *previous) {
+  active = NULL;
+  for (sl_tape *tape = alive; tape; tape = tape->next_alive)
+    if (tape == previous) active = previous;
+}
 
 /* -- Recording --------------------------------------------------------------------------------- */
 
@@ -183,6 +210,11 @@ sl_status sl_tape_hook(const sl_tensor *tensor, sl_grad_hook hook, void *context
 
 /* -- Backward ---------------------------------------------------------------------------------- */
 
+/* Nobody else sees these elements: no other header and, since backward functions hand out views, no other view. */
+static bool owned_alone(const sl_tensor *tensor) {
+  return tensor->references == 1 && tensor->storage->references == 1;
+}
+
 /* *sum += addend; takes the reference to `addend` over. */
 static sl_status accumulate(sl_tensor **sum, sl_tensor *addend) {
   if (!*sum) {
@@ -191,7 +223,7 @@ static sl_status accumulate(sl_tensor **sum, sl_tensor *addend) {
   }
   sl_device *device = sl_tensor_device(addend);
   sl_tensor *result = NULL;
-  bool in_place = (*sum)->references == 1;
+  bool in_place = owned_alone(*sum);
   sl_status status = SL_OK;
   if (in_place) result = sl_tensor_retain(*sum);
   else status = sl_tensor_create_like(addend, SL_F32, &result);
@@ -249,6 +281,10 @@ static sl_status seed_gradient(sl_tape *tape, const sl_tensor *loss, const sl_te
     return sl_fail(SL_ESTATE, "backward: this tensor was not computed on the tape from a tensor that requires a "
                               "gradient; call tape:start() before the forward pass");
   if (seed) {
+    SL_TRY(sl_tensor_expect(seed, "backward", "the seed", SL_F32, -1));
+    if (sl_tensor_device(seed) != sl_tensor_device(loss))
+      return sl_fail(SL_EDEVICE, "backward: the seed is on %s, the tensor on %s", sl_tensor_device(seed)->name,
+                     sl_tensor_device(loss)->name);
     if (!sl_tensor_same_shape(seed, loss))
       return sl_fail(SL_ESHAPE, "backward: the seed is %s, the tensor %s", sl_tensor_shape_text(seed, seed_text),
                      sl_tensor_shape_text(loss, text));
@@ -276,7 +312,7 @@ static sl_status deliver_to_leaves(sl_tape *tape) {
       }
     }
     /* A leaf owns its gradient alone, so that later steps may add in place. */
-    if (!entry->leaf->grad && grad->references > 1) {
+    if (!entry->leaf->grad && !owned_alone(grad)) {
       sl_tensor *copy;
       sl_status status = sl_tensor_clone(grad, &copy);
       sl_tensor_release(grad);
@@ -289,13 +325,17 @@ static sl_status deliver_to_leaves(sl_tape *tape) {
 }
 
 sl_status sl_tape_backward(sl_tape *tape, const sl_tensor *loss, const sl_tensor *seed) {
+  if (tape->running) return sl_fail(SL_ESTATE, "backward: this tape is in the middle of a backward pass");
+  tape->running = true;
   if (active == tape) active = NULL; /* backward functions use plain operations */
   sl_tape *previous = sl_tape_pause();
   sl_status status = seed_gradient(tape, loss, seed);
   for (int64_t i = tape->n_nodes - 1; i >= 0 && status == SL_OK; i--) status = run_node(tape, &tape->nodes[i]);
   if (status == SL_OK) status = deliver_to_leaves(tape);
   sl_tape_resume(previous);
-  sl_tape_reset(tape);
+  tape->running = false;
+  if (tape->doomed) sl_tape_release(tape);
+  else sl_tape_reset(tape);
   return status;
 }
 

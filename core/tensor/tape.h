@@ -39,13 +39,17 @@ struct sl_node {
 /* An empty tape that does not record. */
 sl_status sl_tape_create(sl_tape **out);
 void sl_tape_release(sl_tape *tape);     /* stops recording if it is the active one */
-void sl_tape_start(sl_tape *tape);       /* resets it and makes it the active one */
+/* Resets it and makes it the active one. While its backward runs (a hook may try), start and reset do nothing, and
+ * release waits for the end. */
+void sl_tape_start(sl_tape *tape);
+bool sl_tape_is_running(const sl_tape *tape);
 void sl_tape_stop(void);                 /* no tape is active any more */
 sl_tape *sl_tape_active(void);           /* or NULL */
 void sl_tape_reset(sl_tape *tape);       /* forgets every node */
 int64_t sl_tape_length(const sl_tape *tape);
 
-/* Suspends recording and resumes it: `previous = sl_tape_pause(); ...; sl_tape_resume(previous);` */
+/* Suspends recording and resumes it: `previous = sl_tape_pause(); ...; sl_tape_resume(previous);`
+ * If `previous` was released in between, nothing records afterwards. */
 sl_tape *sl_tape_pause(void);
 void sl_tape_resume(sl_tape *previous);
 

@@ -161,8 +161,10 @@ int sl_lua_check_shape(lua_State *L, int index, int64_t shape[SL_MAX_RANK]) {
   for (int i = 0; i < n; i++) {
     if (listed) lua_rawgeti(L, index, i + 1);
     else lua_pushvalue(L, index + i);
-    if (lua_type(L, -1) != LUA_TNUMBER || lua_tonumber(L, -1) != floor(lua_tonumber(L, -1)))
+    if (lua_type(L, -1) != LUA_TNUMBER)
       luaL_error(L, "a shape is made of integers; size %d is a %s", i + 1, luaL_typename(L, -1));
+    if (lua_tonumber(L, -1) != floor(lua_tonumber(L, -1)) || fabs(lua_tonumber(L, -1)) > 9007199254740992.0)
+      luaL_error(L, "a shape is made of integers; size %d is %f", i + 1, lua_tonumber(L, -1));
     shape[i] = (int64_t)lua_tonumber(L, -1);
     lua_pop(L, 1);
   }

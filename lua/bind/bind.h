@@ -78,6 +78,8 @@ void sl_lua_pressure(lua_State *L);
 /* One element at a host address (tensor_values.c). */
 double sl_lua_value_at(const char *data, sl_dtype dtype);
 void sl_lua_store_value(char *out, sl_dtype dtype, double value);
+/* Raises when an integer dtype cannot hold the value: a fraction, out of range, not finite. */
+void sl_lua_check_value(lua_State *L, const char *where, sl_dtype dtype, double value);
 int sl_lua_tensor_tostring(lua_State *L);
 
 /* -- Openers: each adds to the module table on top of the stack -- */

@@ -2,14 +2,17 @@
  * @module saelua.core */
 #include "bind.h"
 
-static const char *const CREATE_OPTIONS[] = { "dtype", "device", "seed", "stream", "step", "low", "high",
-                                              "mean", "std", "bound", NULL };
+static const char *const PLAIN_OPTIONS[] = { "dtype", "device", NULL };
+static const char *const RAND_OPTIONS[] = { "low", "high", "seed", "stream", "step", "device", NULL };
+static const char *const RANDN_OPTIONS[] = { "mean", "std", "seed", "stream", "step", "device", NULL };
+static const char *const RANDINT_OPTIONS[] = { "bound", "seed", "stream", "step", "device", NULL };
 
 /* Shape at argument 1 (a table or one integer), options at argument 2. */
-static sl_tensor **new_from_arguments(lua_State *L, const char *where, sl_dtype otherwise) {
+static sl_tensor **new_from_arguments(lua_State *L, const char *where, const char *const names[],
+                                      sl_dtype otherwise) {
   lua_settop(L, 2); /* the tensor must not be taken for the options */
   int64_t shape[SL_MAX_RANK];
-  sl_lua_check_options(L, 2, where, CREATE_OPTIONS);
+  sl_lua_check_options(L, 2, where, names);
   if (!lua_istable(L, 1)) luaL_argerror(L, 1, "expected a shape such as { 2, 3 }");
   int rank = sl_lua_check_shape(L, 1, shape);
   const char *dtype = sl_lua_option_string(L, 2, "dtype", sl_dtype_name(otherwise));
@@ -26,7 +29,7 @@ static sl_tensor **new_from_arguments(lua_State *L, const char *where, sl_dtype 
  * @tparam[opt] table options dtype ("f32"), device ("cpu")
  * @treturn Tensor */
 static int zeros(lua_State *L) {
-  sl_tensor **box = new_from_arguments(L, "zeros", SL_F32);
+  sl_tensor **box = new_from_arguments(L, "zeros", PLAIN_OPTIONS, SL_F32);
   sl_lua_check(L, sl_tensor_fill_zero(*box));
   return 1;
 }
@@ -54,11 +57,12 @@ static int move_to(lua_State *L, sl_tensor *host, sl_device *device) {
 static int full(lua_State *L) {
   int64_t shape[SL_MAX_RANK];
   double value = luaL_checknumber(L, 2);
-  sl_lua_check_options(L, 3, "full", CREATE_OPTIONS);
+  sl_lua_check_options(L, 3, "full", PLAIN_OPTIONS);
   luaL_checktype(L, 1, LUA_TTABLE);
   int rank = sl_lua_check_shape(L, 1, shape);
   sl_dtype dtype = sl_lua_check_dtype(L, sl_lua_option_string(L, 3, "dtype", "f32"));
   sl_device *device = sl_lua_option_device(L, 3, "device");
+  sl_lua_check_value(L, "full", dtype, value);
   sl_tensor *host = *new_host(L, dtype, rank, shape);
   char *data = sl_tensor_data(host);
   int64_t n = sl_tensor_count(host);
@@ -95,6 +99,7 @@ static int table_shape(lua_State *L, int index, int64_t shape[SL_MAX_RANK]) {
 static void fill_from_table(lua_State *L, const sl_tensor *t, int dim, char **data) {
   if (dim == t->rank) {
     if (lua_type(L, -1) != LUA_TNUMBER) luaL_error(L, "tensor: expected numbers, got a %s", luaL_typename(L, -1));
+    sl_lua_check_value(L, "tensor", t->dtype, lua_tonumber(L, -1));
     sl_lua_store_value(*data, t->dtype, lua_tonumber(L, -1));
     *data += sl_dtype_size(t->dtype);
     return;
@@ -116,7 +121,7 @@ static void fill_from_table(lua_State *L, const sl_tensor *t, int dim, char **da
  * @treturn Tensor */
 static int tensor(lua_State *L) {
   int64_t shape[SL_MAX_RANK];
-  sl_lua_check_options(L, 2, "tensor", CREATE_OPTIONS);
+  sl_lua_check_options(L, 2, "tensor", PLAIN_OPTIONS);
   sl_dtype dtype = sl_lua_check_dtype(L, sl_lua_option_string(L, 2, "dtype", "f32"));
   sl_device *device = sl_lua_option_device(L, 2, "device");
   int rank = table_shape(L, 1, shape);
@@ -146,7 +151,7 @@ static int fill_random(lua_State *L, sl_random_args args) {
  * @tparam[opt] table options seed, stream, step (0), low (0), high (1), device
  * @treturn Tensor */
 static int uniform(lua_State *L) {
-  new_from_arguments(L, "rand", SL_F32);
+  new_from_arguments(L, "rand", RAND_OPTIONS, SL_F32);
   return fill_random(L, (sl_random_args){ .kind = SL_RANDOM_UNIFORM,
                                           .low = (float)sl_lua_option_number(L, 2, "low", 0),
                                           .high = (float)sl_lua_option_number(L, 2, "high", 1) });
@@ -158,7 +163,7 @@ static int uniform(lua_State *L) {
  * @tparam[opt] table options seed, stream, step (0), mean (0), std (1), device
  * @treturn Tensor */
 static int normal(lua_State *L) {
-  new_from_arguments(L, "randn", SL_F32);
+  new_from_arguments(L, "randn", RANDN_OPTIONS, SL_F32);
   return fill_random(L, (sl_random_args){ .kind = SL_RANDOM_NORMAL,
                                           .low = (float)sl_lua_option_number(L, 2, "mean", 0),
                                           .high = (float)sl_lua_option_number(L, 2, "std", 1) });
@@ -172,8 +177,7 @@ static int normal(lua_State *L) {
 static int randint(lua_State *L) {
   int64_t bound = sl_lua_option_integer(L, 2, "bound", 0);
   if (bound < 1 || bound > INT32_MAX) return luaL_error(L, "randint: option 'bound' must be from 1 to 2147483647");
-  new_from_arguments(L, "randint", SL_I32);
-  if (sl_lua_check_tensor(L, -1)->dtype != SL_I32) return luaL_error(L, "randint: gives i32 only");
+  new_from_arguments(L, "randint", RANDINT_OPTIONS, SL_I32);
   return fill_random(L, (sl_random_args){ .kind = SL_RANDOM_INT, .bound = (int32_t)bound });
 }
 
@@ -184,8 +188,9 @@ static int randint(lua_State *L) {
  * @treturn Tensor */
 static int arange(lua_State *L) {
   int64_t n = sl_lua_check_integer(L, 1, 0, INT32_MAX);
-  sl_lua_check_options(L, 2, "arange", CREATE_OPTIONS);
+  sl_lua_check_options(L, 2, "arange", PLAIN_OPTIONS);
   sl_dtype dtype = sl_lua_check_dtype(L, sl_lua_option_string(L, 2, "dtype", "i32"));
+  if (n > 0) sl_lua_check_value(L, "arange", dtype, (double)(n - 1));
   sl_device *device = sl_lua_option_device(L, 2, "device");
   sl_tensor *host = *new_host(L, dtype, 1, &n);
   char *data = sl_tensor_data(host);

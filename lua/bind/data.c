@@ -14,7 +14,7 @@ static int check_ids(lua_State *L, int index, int32_t ids[MOST_IDS]) {
   if (n > MOST_IDS) luaL_error(L, "at most %d ids can be excluded, got %d", MOST_IDS, n);
   for (int i = 0; i < n; i++) {
     lua_rawgeti(L, index, i + 1);
-    ids[i] = (int32_t)luaL_checkinteger(L, -1);
+    ids[i] = (int32_t)sl_lua_check_integer(L, lua_gettop(L), INT32_MIN, INT32_MAX);
     lua_pop(L, 1);
   }
   return n;
@@ -34,6 +34,13 @@ static int randperm(lua_State *L) {
   uint64_t step = (uint64_t)sl_lua_option_integer(L, 2, "step", 0);
   SL_LUA_TRY(L, sl_random_permutation(n, seed, stream, step, sl_lua_new_tensor(L)));
   return 1;
+}
+
+/* One of the options, an id of 32 bits. */
+static int32_t option_id(lua_State *L, int index, const char *name, int32_t otherwise) {
+  int64_t id = sl_lua_option_integer(L, index, name, otherwise);
+  if (id < INT32_MIN || id > INT32_MAX) luaL_error(L, "option '%s': %f is not a token id", name, (double)id);
+  return (int32_t)id;
 }
 
 /*** Flat positions (from 0) of the ids that are not excluded and not masked.
@@ -89,13 +96,14 @@ static int mask_tokens(lua_State *L) {
                                        "seed", "step", NULL };
   int32_t excluded[MOST_IDS];
   sl_tensor *ids = sl_lua_check_tensor(L, 1), *mask = sl_lua_opt_tensor(L, 2);
+  luaL_checktype(L, 3, LUA_TTABLE);
   sl_lua_check_options(L, 3, "mask_tokens", names);
   lua_getfield(L, 3, "exclude");
   sl_mask_options options = {
     .rate = sl_lua_option_number(L, 3, "rate", 0.15), .random_share = sl_lua_option_number(L, 3, "random_share", 0),
     .keep_share = sl_lua_option_number(L, 3, "keep_share", 0),
-    .mask_id = (int32_t)sl_lua_option_integer(L, 3, "mask_id", -1),
-    .vocab_size = (int32_t)sl_lua_option_integer(L, 3, "vocab_size", 0), .excluded = excluded,
+    .mask_id = option_id(L, 3, "mask_id", -1),
+    .vocab_size = option_id(L, 3, "vocab_size", 0), .excluded = excluded,
     .n_excluded = check_ids(L, lua_gettop(L), excluded), .seed = (uint64_t)sl_lua_option_integer(L, 3, "seed", 0),
     .step = (uint64_t)sl_lua_option_integer(L, 3, "step", 0),
   };

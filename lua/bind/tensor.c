@@ -94,13 +94,8 @@ static int tensor_is_contiguous(lua_State *L) {
  * @treturn Tensor */
 static int tensor_reshape(lua_State *L) {
   sl_tensor *t = sl_lua_check_tensor(L, 1);
-  int64_t shape[SL_MAX_RANK], known = 1;
-  int rank = sl_lua_check_shape(L, 2, shape), open = -1;
-  for (int i = 0; i < rank; i++) {
-    if (shape[i] == -1 && open < 0) open = i;
-    else known *= shape[i];
-  }
-  if (open >= 0) shape[open] = known > 0 ? sl_tensor_count(t) / known : 0;
+  int64_t shape[SL_MAX_RANK];
+  int rank = sl_lua_check_shape(L, 2, shape);
   SL_LUA_TRY(L, sl_reshape(t, rank, shape, sl_lua_new_tensor(L)));
   return 1;
 }
@@ -314,6 +309,7 @@ static int tensor_set(lua_State *L) {
   size_t size = sl_dtype_size(t->dtype);
   char *target = (char *)t->storage->data + (size_t)element_offset(L, t) * size;
   char bytes[8] = { 0 };
+  sl_lua_check_value(L, "set", t->dtype, value);
   sl_lua_store_value(bytes, t->dtype, value);
   sl_device *device = sl_tensor_device(t);
   sl_lua_check(L, device->table->copy_from_host(device, target, bytes, size));
@@ -360,6 +356,7 @@ static int tensor_clear_grad(lua_State *L) {
  * @tparam[opt] Tensor seed */
 static int tensor_backward(lua_State *L) {
   sl_tensor *t = sl_lua_check_tensor(L, 1), *seed = sl_lua_opt_tensor(L, 2);
+  lua_settop(L, 2);
   sl_tape *tape = sl_tape_active();
   if (!tape) return luaL_error(L, "backward: no tape is recording; call tape:start() before the forward pass");
   lua_State *previous = sl_lua_enter_hooks(L);

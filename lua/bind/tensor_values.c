@@ -15,6 +15,19 @@ double sl_lua_value_at(const char *data, sl_dtype dtype) {
   }
 }
 
+/* The whole numbers that an integer dtype holds; false for the others. */
+static bool integer_range(sl_dtype dtype, double *low, double *high) {
+  *low = dtype == SL_U8 ? 0 : dtype == SL_I32 ? INT32_MIN : -9223372036854775808.0;
+  *high = dtype == SL_U8 ? UINT8_MAX : dtype == SL_I32 ? INT32_MAX : 9223372036854774784.0;
+  return dtype == SL_U8 || dtype == SL_I32 || dtype == SL_I64;
+}
+
+void sl_lua_check_value(lua_State *L, const char *where, sl_dtype dtype, double value) {
+  double low, high;
+  if (!integer_range(dtype, &low, &high) || (value == floor(value) && value >= low && value <= high)) return;
+  luaL_error(L, "%s: %f is not a value of %s", where, value, sl_dtype_name(dtype));
+}
+
 void sl_lua_store_value(char *out, sl_dtype dtype, double value) {
   switch (dtype) {
   case SL_F32: *(float *)(void *)out = (float)value; break;

@@ -217,8 +217,9 @@ sl_status sl_tensor_slice(const sl_tensor *tensor, int dim, int64_t start, int64
   char text[SL_SHAPE_TEXT];
   SL_TRY(check_dim(tensor, "slice", dim));
   if (start < 0 || length < 0 || start > tensor->shape[dim] || length > tensor->shape[dim] - start)
-    return sl_fail(SL_ESHAPE, "slice: positions %lld to %lld are outside dimension %d of %s", (long long)start + 1,
-                   (long long)(start + length), dim + 1, sl_tensor_shape_text(tensor, text));
+    return sl_fail(SL_ESHAPE, "slice: positions %llu to %llu are outside dimension %d of %s",
+                   (unsigned long long)start + 1, (unsigned long long)start + (unsigned long long)length, dim + 1,
+                   sl_tensor_shape_text(tensor, text));
   SL_TRY(new_view(tensor, out));
   (*out)->offset += start * tensor->strides[dim];
   (*out)->shape[dim] = length;

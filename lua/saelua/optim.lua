@@ -23,7 +23,8 @@ local function make(kind, parameters, options, where)
     beta1 = o.betas[1], beta2 = o.betas[2], eps = o.eps, weight_decay = o.weight_decay, momentum = o.momentum,
   })
   for i, entry in ipairs(parameters) do
-    local name, tensor = entry.name or entry[1], entry.tensor or entry[2]
+    local listed = type(entry) == "table"
+    local name, tensor = listed and (entry.name or entry[1]), listed and (entry.tensor or entry[2])
     if type(name) ~= "string" or type(tensor) ~= "userdata" then
       error(("%s: parameter %d: { name, tensor } expected"):format(where, i), 3)
     end

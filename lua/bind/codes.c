@@ -11,14 +11,16 @@ void sl_lua_push_codes(lua_State *L, sl_codes *codes) {
   sl_lua_pressure(L);
 }
 
-/*** @function nnz
+/*** The number of entries.
+ * @function nnz
  * @treturn integer entries in all rows */
 static int codes_nnz(lua_State *L) {
   lua_pushnumber(L, (lua_Number)check_codes(L)->entries);
   return 1;
 }
 
-/*** @function size
+/*** Rows and latents.
+ * @function size
  * @treturn integer rows
  * @treturn integer latents */
 static int codes_size(lua_State *L) {

@@ -1,4 +1,4 @@
-/*** Making tensors.
+/*** The engine: tensors, operations, scopes, files. All of it is found in `sl`: `sl.zeros`, `sl.matmul`, ...
  * @module saelua.core */
 #include "bind.h"
 
@@ -70,7 +70,8 @@ static int full(lua_State *L) {
   return move_to(L, host, device);
 }
 
-/*** @function ones
+/*** Ones.
+ * @function ones
  * @tparam {integer,...} shape
  * @tparam[opt] table options dtype, device
  * @treturn Tensor */

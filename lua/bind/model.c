@@ -327,7 +327,8 @@ static int model_add_hook(lua_State *L) {
   return 1;
 }
 
-/*** @function remove_hook
+/*** Takes a hook away.
+ * @function remove_hook
  * @tparam integer id */
 static int model_remove_hook(lua_State *L) {
   sl_model_remove_hook(sl_lua_check_model(L, 1), (int)luaL_checkinteger(L, 2));

@@ -10,7 +10,8 @@ static sl_optimizer *check_optimizer(lua_State *L) {
   return sl_lua_check_box(L, 1, SL_LUA_OPTIMIZER, "the optimiser");
 }
 
-/*** @function sl.optimizer
+/*** An optimiser without parameters; sl.optim.adam and sl.optim.sgd fill one.
+ * @function sl.optimizer
  * @tparam string kind "adam", "adamw" or "sgd"
  * @tparam[opt] table options beta1 (0.9), beta2 (0.999), eps (1e-8), weight_decay (0), momentum (0, sgd)
  * @treturn Optimizer */

@@ -37,7 +37,8 @@ static void release(packer_box *box) {
   memset(box, 0, sizeof *box);
 }
 
-/*** @function sl.packer
+/*** Packs documents into contexts of equal length; see core/data/packing.h.
+ * @function sl.packer
  * @tparam Tokenizer tokenizer
  * @tparam table options ctx_len; offsets (false): also where each token comes from
  * @treturn Packer */

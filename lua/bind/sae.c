@@ -173,7 +173,8 @@ static int sae_grad(lua_State *L) {
   return 1;
 }
 
-/*** @function zero_grad */
+/*** Drops the gradient gathered so far.
+ * @function zero_grad */
 static int sae_zero_grad(lua_State *L) {
   sl_lua_check(L, sl_sae_zero_grad(sl_lua_check_sae(L, 1)));
   return 0;

@@ -182,7 +182,8 @@ static int optim_window_tokens(lua_State *L) {
   return 1;
 }
 
-/*** @function SaeOptim:set_window_tokens
+/*** Sets the tokens of the firing window, when a checkpoint is loaded.
+ * @function SaeOptim:set_window_tokens
  * @tparam number tokens */
 static int optim_set_window_tokens(lua_State *L) {
   check_optim(L)->sae->window_tokens = (int64_t)luaL_checknumber(L, 2);

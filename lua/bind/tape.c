@@ -67,7 +67,8 @@ static int tape_backward(lua_State *L) {
   return 0;
 }
 
-/*** @function length
+/*** How many operations are recorded.
+ * @function length
  * @treturn integer operations recorded */
 static int tape_length(lua_State *L) {
   lua_pushnumber(L, (lua_Number)sl_tape_length(check_tape(L)));

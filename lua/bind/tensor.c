@@ -21,7 +21,8 @@ static int tensor_free(lua_State *L) { return tensor_gc(L); }
 
 /* -- Shape --------------------------------------------------------------------------------------- */
 
-/*** @function shape
+/*** The sizes as a list.
+ * @function shape
  * @treturn {integer,...} sizes */
 static int tensor_shape(lua_State *L) {
   sl_tensor *t = sl_lua_check_tensor(L, 1);
@@ -51,35 +52,40 @@ static int tensor_size(lua_State *L) {
   return t->rank;
 }
 
-/*** @function dim
+/*** The number of dimensions.
+ * @function dim
  * @treturn integer number of dimensions */
 static int tensor_dim(lua_State *L) {
   lua_pushinteger(L, sl_lua_check_tensor(L, 1)->rank);
   return 1;
 }
 
-/*** @function numel
+/*** The number of elements.
+ * @function numel
  * @treturn integer number of elements */
 static int tensor_numel(lua_State *L) {
   lua_pushnumber(L, (lua_Number)sl_tensor_count(sl_lua_check_tensor(L, 1)));
   return 1;
 }
 
-/*** @function dtype
+/*** The name of the element type.
+ * @function dtype
  * @treturn string f32 bf16 f16 i64 i32 u8 */
 static int tensor_dtype(lua_State *L) {
   lua_pushstring(L, sl_dtype_name(sl_lua_check_tensor(L, 1)->dtype));
   return 1;
 }
 
-/*** @function device
+/*** The name of the device.
+ * @function device
  * @treturn string cpu or cuda:n */
 static int tensor_device(lua_State *L) {
   lua_pushstring(L, sl_tensor_device(sl_lua_check_tensor(L, 1))->name);
   return 1;
 }
 
-/*** @function is_contiguous
+/*** Whether the elements lie one after another in row-major order.
+ * @function is_contiguous
  * @treturn boolean */
 static int tensor_is_contiguous(lua_State *L) {
   lua_pushboolean(L, sl_tensor_is_contiguous(sl_lua_check_tensor(L, 1)));
@@ -166,7 +172,8 @@ static int tensor_expand(lua_State *L) {
   return 1;
 }
 
-/*** @function contiguous
+/*** The same values, row-major; itself when they are already.
+ * @function contiguous
  * @treturn Tensor itself in value; a copy only if needed */
 static int tensor_contiguous(lua_State *L) {
   sl_tensor *t = sl_lua_check_tensor(L, 1);
@@ -186,7 +193,8 @@ static int tensor_detach(lua_State *L) {
 
 /* -- Copies and conversions --------------------------------------------------------------------------- */
 
-/*** @function clone
+/*** A copy with storage of its own.
+ * @function clone
  * @treturn Tensor a contiguous copy, not recorded */
 static int tensor_clone(lua_State *L) {
   sl_tensor *t = sl_lua_check_tensor(L, 1);
@@ -227,7 +235,8 @@ static int tensor_copy(lua_State *L) {
   return 1;
 }
 
-/*** @function zero_
+/*** Sets every element to zero.
+ * @function zero_
  * @treturn Tensor itself */
 static int tensor_zero(lua_State *L) {
   sl_lua_check(L, sl_tensor_fill_zero(sl_lua_check_tensor(L, 1)));

@@ -187,7 +187,8 @@ static int tokenizer_token(lua_State *L) {
   return 1;
 }
 
-/*** @function is_special
+/*** Whether an id is a special token.
+ * @function is_special
  * @tparam integer id
  * @treturn boolean whether it is [PAD], [UNK], [CLS], [SEP], [MASK] or an added special token */
 static int tokenizer_is_special(lua_State *L) {

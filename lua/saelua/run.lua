@@ -10,7 +10,7 @@
 --
 -- The folder `<save_dir>/<run_name>` holds `config.json` (the options: `--config_file` of it repeats the run),
 -- `run.json` (version, machine, times), `metrics.jsonl`, `checkpoints/<step>/` and what the recipe writes.
--- Ctrl-C and SIGTERM save a checkpoint and end with status 130.
+-- Ctrl-C and SIGTERM save a checkpoint and end with status 130 and 143.
 -- @module saelua.run
 local core = require "saelua.core"
 local fs = require "saelua.fs"

@@ -162,13 +162,17 @@ function Tokens:state() return { chunk = self.chunk, epoch = self.epoch, index =
 
 --- Continues where `state` was taken.
 -- @tparam table state
+-- @treturn boolean whether this data set has such a position; without it the stream starts anew
 function Tokens:restore(state)
-  if state.chunk < 0 then
-    self.contexts, self.chunk, self.epoch, self.index = nil, -1, 0, 0
-    return
-  end
+  self.contexts, self.chunk, self.epoch, self.index = nil, -1, 0, 0
+  if state.chunk < 0 then return true end
   open_unscoped(self, state.chunk, state.epoch)
+  if self.chunk ~= state.chunk or state.index > self.contexts.n then
+    self.contexts, self.chunk, self.epoch, self.index = nil, -1, 0, 0
+    return false
+  end
   self.index = state.index
+  return true
 end
 
 --- How often the data set has been used up so far.
@@ -314,12 +318,31 @@ function Activations:save_state(folder)
   return json.write(fs.join(folder, "data.json"), state)
 end
 
+local function is_count(value, least)
+  return type(value) == "number" and value % 1 == 0 and value >= least and value <= 2 ^ 40
+end
+
 local function check_state(state)
   local t = type(state) == "table" and state.tokens
-  if not t then return false end
-  for _, value in ipairs { t.chunk or "?", t.epoch or "?", t.index or "?", state.fills or "?",
-    state.served or "?" } do
-    if type(value) ~= "number" or value % 1 ~= 0 then return false end
+  return type(t) == "table" and is_count(t.chunk, -1) and is_count(t.epoch, 0) and is_count(t.index, 0)
+    and is_count(state.fills, 0) and is_count(state.served, 0)
+end
+
+-- Rows carried into a fill: fewer than a batch, equally many for every hookpoint, or none at all.
+local function check_carry(self, carry)
+  local n
+  for name, rows in pairs(carry) do
+    if rows:dtype() ~= "f32" or rows:dim() ~= 2 or rows:size(1) >= self.batch_tokens or (n and n ~= rows:size(1)) then
+      return false
+    end
+    local known = false
+    for _, at in ipairs(self.at) do known = known or (at == name and rows:size(2) == self.model:width(at)) end
+    if not known then return false end
+    n = rows:size(1)
+  end
+  if not n then return true end
+  for _, at in ipairs(self.at) do
+    if not carry[at] then return false end
   end
   return true
 end
@@ -331,14 +354,19 @@ function Activations:load_state(folder)
   local path = fs.join(folder, "data.json")
   local state, message = json.read(path)
   if type(state) ~= "table" or not check_state(state) then return nil, message or path .. ": not a data position" end
-  local carry, why = core.load_tensors(fs.join(folder, "carry.safetensors"))
+  local carry_path = fs.join(folder, "carry.safetensors")
+  local carry, why = core.load_tensors(carry_path)
   if not carry then return nil, why end
-  self.tokens:restore(state.tokens)
+  if not check_carry(self, carry) then
+    return nil, carry_path .. ": not the rows that this run could have left over"
+  end
+  if not self.tokens:restore(state.tokens) then return nil, path .. ": a position that this data set does not have" end
   self.carry, self.order = carry, nil
   self.fills, self.served, self.count = state.fills, 0, 0
   if state.fills == 0 then return true end
   self.fills = state.fills - 1
   core.unscoped(function() self:fill() end)
+  if state.served > self.count then return nil, path .. ": more rows served than the buffer holds" end
   self.served = state.served
   return true
 end

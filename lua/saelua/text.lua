@@ -64,10 +64,36 @@ function text.flatten(value)
   return #parts > 0 and table.concat(parts, "\n\n") or nil
 end
 
+-- The lines of an open file. Not file:lines(), which loses what follows a NUL byte.
+local function lines_of(file)
+  local BLOCK = 65536
+  local block, at, open = "", 1, true
+  return function()
+    local parts = {}
+    while true do
+      local stop = block:find("\n", at, true)
+      if stop then
+        parts[#parts + 1] = block:sub(at, stop - 1)
+        at = stop + 1
+        return table.concat(parts)
+      end
+      parts[#parts + 1] = block:sub(at)
+      local more = open and file:read(BLOCK)
+      if not more then
+        open, block, at = false, "", 1
+        local rest = table.concat(parts)
+        return rest ~= "" and rest or nil
+      end
+      block, at = more, 1
+    end
+  end
+end
+
 -- Documents of an open text file.
 local function text_lines(file)
+  local lines = file.next_line or lines_of(file)
   return function()
-    for line in file:lines() do
+    for line in lines do
       if line:find("%S") then return (line:gsub("\r$", "")) end
     end
     file:close()
@@ -77,7 +103,7 @@ end
 -- Documents of an open JSON Lines file; the column is found at the first row and kept.
 local function json_rows(file, path, wanted)
   local column, number
-  local lines = file:lines()
+  local lines = file.next_line or lines_of(file)
   number = 0
   return function()
     for line in lines do
@@ -156,24 +182,18 @@ end
 
 -- Standard input is JSON Lines when its first line is a JSON object.
 local function standard_input(options)
-  local first
-  local lines = {}
-  function lines.lines()
-    local rest = io.stdin:lines()
-    return function()
-      if first then
-        local line = first
-        first = nil
-        return line
-      end
-      return rest()
-    end
-  end
-  function lines.close() end
-  first = io.stdin:read("*l")
+  local rest = lines_of(io.stdin)
+  local first = rest()
   if not first then return nil, "standard input is empty" end
-  if first:match("^%s*{") and json.decode(first) then return json_rows(lines, "standard input", options.text_column) end
-  return text_lines({ lines = function() return lines.lines() end, close = lines.close })
+  local is_json = first:match("^%s*{") and json.decode(first)
+  local input = { close = function() end }
+  function input.next_line()
+    local line = first
+    first = nil
+    return line or rest()
+  end
+  if is_json then return json_rows(input, "standard input", options.text_column) end
+  return text_lines(input)
 end
 
 --- Documents of a data set, one string at a time.

@@ -106,7 +106,8 @@ end
 
 local START_OPTIONS = { recipe = strict.required, steps = strict.required, tokens_per_step = strict.required }
 
---- Makes (or, with `cfg.resume`, reopens) the folder of a run.
+--- Plans (or, with `cfg.resume`, reopens) a run. Its folder is made by `run:steps`, so that a mistake found before
+-- training leaves nothing behind; that `save_dir` can be written is checked here.
 -- @tparam Config cfg uses save_dir, run_name, resume, save_every, log_every, keep_checkpoints where declared
 -- @tparam table options `recipe` (the default run name), `steps` (optimiser steps in all), `tokens_per_step`
 -- @treturn Run
@@ -126,15 +127,23 @@ function M.start(cfg, options)
   else
     local name = values.run_name ~= json.null and values.run_name or nil
     self.folder = free_folder(values.save_dir or "output", name or o.recipe, name ~= nil)
+    check(core.check_writable(values.save_dir or "output"))
   end
-  check(core.check_writable(self.folder))
-  self:write_json("config.json", values)
+  return self
+end
+
+-- Makes the folder and its first files; room for a checkpoint is demanded.
+local function open_folder(self)
+  check(core.check_writable(self.folder, self:state_bytes()))
+  local options = {}
+  for name, value in pairs(self.options) do options[name] = value end
+  options.resume = nil -- `--config_file` of it repeats the run, it does not continue it
+  self:write_json("config.json", options)
   self:write_json("run.json", self:facts())
   self.metrics = check(require("saelua.metrics").open(self:path "metrics.jsonl",
     { resume_step = self.resumed and self.step or nil }))
   if self.resumed then self:reload_curves() end
   host.graceful(true)
-  return self
 end
 
 --- A path in the run's folder.
@@ -206,7 +215,8 @@ end
 --- Saves `checkpoints/<step>/`: as a whole, or not at all.
 -- @treturn ?string its path, or nil and a message
 function Run:checkpoint()
-  check(fs.mkdir(self:path "checkpoints"))
+  local there, trouble = fs.mkdir(self:path "checkpoints")
+  if not there then return nil, trouble end
   local path = self:path("checkpoints", ("%d"):format(self.step))
   local ok, message = core.write_folder(path, function(temporary)
     for _, entry in ipairs(self.tracked) do
@@ -233,6 +243,11 @@ local function start_progress(self)
   }
 end
 
+local function save_or_warn(self)
+  local path, message = self:checkpoint()
+  if not path then self:warn("the checkpoint of step %d was not saved: %s", self.step, message) end
+end
+
 -- What happens between two steps: signals, checkpoints.
 local function between_steps(self)
   if host.interrupted() then
@@ -243,16 +258,13 @@ local function between_steps(self)
     os.exit(host.interrupted() == "SIGTERM" and 143 or 130)
   end
   local due = self.step > 0 and self.step % self.save_every == 0 and self.step < self.total
-  if due and self.step ~= self.saved_step then
-    local path, message = self:checkpoint()
-    if not path then self:warn("the checkpoint of step %d was not saved (%s); training goes on", self.step, message) end
-  end
+  if due and self.step ~= self.saved_step then save_or_warn(self) end
 end
 
 --- Iterates over the steps that are left: `for step in run:steps() do`. Each round is a scope: tensors made in it are
 -- freed at its end unless they went through `sl.keep`.
 function Run:steps()
-  check(core.check_writable(self.folder, self:state_bytes()))
+  open_folder(self)
   if self.resumed then
     load_tracked(self)
     self.saved_step = self.step
@@ -270,6 +282,7 @@ function Run:steps()
     first = false
     between_steps(self)
     if self.step >= self.total then
+      if self.step ~= self.saved_step and #self.tracked > 0 then save_or_warn(self) end
       self.tokens_per_s = self.trained > 0 and self.trained / (host.now() - self.loop_started) or nil
       return nil
     end

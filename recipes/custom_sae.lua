@@ -65,7 +65,7 @@ for step in run:steps() do
   optim:step(lr(step))
   sl.normalize_rows_(W_dec)
   local value = fvu:item()
-  run:log({ loss = value, fvu = value, explained_variance = 1 - value, l0 = cfg.k, lr = lr(step) }, unit.name)
+  run:log({ loss = value, fvu = value, explained_variance = 1 - value, lr = lr(step) }, unit.name)
 end
 
 local where = { at = at, exclude = tokens.special_ids }

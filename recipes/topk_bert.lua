@@ -9,6 +9,7 @@ local cfg = sl.config {
   dataset   = { "storyworld", "built-in name, .txt or .jsonl file, folder of them, or - (standard input)" },
   text_column = { nil, "column of a .jsonl row that holds the text; null = found by name", type = "string" },
   max_documents = { nil, "read at most this many documents", type = "integer", min = 1 },
+  heldout   = { 0.05, "share of the contexts kept from training, the last ones of the data", min = 0.001, max = 0.9 },
   device    = { "cpu", "cpu, cuda or cuda:<n>" },
   dtype     = { "f32", "the model's arithmetic", one_of = { "f32", "bf16" } },
   layers    = { nil, "0-indexed layers whose output to train on; null = the middle one", type = "integers", min = 0 },
@@ -60,7 +61,7 @@ local cfg = sl.config {
 -- Model, data, activations.
 local model = sl.model.load(cfg.model, { device = cfg.device, dtype = cfg.dtype })
 local tokens = sl.data.tokens(cfg.dataset, model.tokenizer, { ctx_len = cfg.ctx_len, seed = cfg.shuffle_seed,
-  text_column = cfg.text_column, max_documents = cfg.max_documents })
+  heldout = cfg.heldout, text_column = cfg.text_column, max_documents = cfg.max_documents })
 local acts = sl.data.activations(model, tokens, { at = sl.run.choose_hookpoints(model, cfg),
   batch_size = cfg.batch_size, batch_tokens = cfg.batch_tokens, buffer_batches = cfg.buffer_batches })
 
@@ -83,16 +84,16 @@ end
 run:track("data", acts)
 run:check_plan(units[1].sae)
 
--- Schedules.
+-- Schedules: a share of each dictionary's peak rate, and k.
 local S = sl.schedule
-local peak = cfg.lr or S.auto_lr(cfg.optimizer, units[1].sae.d_sae)
+for _, u in ipairs(units) do u.peak = cfg.lr or S.auto_lr(cfg.optimizer, u.sae.d_sae) end
 local warmup = math.min(cfg.lr_warmup_steps or math.floor(0.05 * steps), steps - 1)
 local body = math.max(1, steps - warmup)
 local lr = S.final_decay(steps, math.min(cfg.lr_decay_steps, body), S.warmup(warmup, ({
-  constant = function() return S.constant(peak) end,
-  linear = function() return S.linear(peak, 0, body) end,
-  cosine = function() return S.cosine(peak, body) end,
-  cosine_restarts = function() return S.cosine_restarts(peak, body, { cycles = 4 }) end,
+  constant = function() return S.constant(1) end,
+  linear = function() return S.linear(1, 0, body) end,
+  cosine = function() return S.cosine(1, body) end,
+  cosine_restarts = function() return S.cosine_restarts(1, body, { cycles = 4 }) end,
 })[cfg.lr_schedule]()))
 local k_at = S.k_decay(math.min(units[1].sae.d_sae, 10 * units[1].sae.d_in), cfg.k, cfg.k_decay_steps)
 
@@ -112,8 +113,8 @@ for step in run:steps() do
   end
   for _, u in ipairs(units) do
     local r = u.record
-    u.optim:step(lr(step))
-    r.lr, r.k, r.grad_norm = lr(step), k_at(step), u.optim.grad_norm
+    u.optim:step(u.peak * lr(step))
+    r.lr, r.k, r.grad_norm = u.peak * lr(step), k_at(step), u.optim.grad_norm
     r.dead_fraction = u.sae:dead_fraction(cfg.dead_feature_threshold)
     r.rare_fraction = u.sae:rare_fraction(cfg.dead_percentage_threshold)
     run:log(r, u.name)

@@ -213,6 +213,9 @@ function data.activations(model, tokens, options)
     batch_tokens = o.batch_tokens or o.batch_size * tokens.ctx_len,
     exclude = o.exclude or tokens.special_ids, fills = 0, served = 0, count = 0, carry = {},
   }, Activations)
+  if tokens.ctx_len > model.max_positions then
+    error(("ctx_len %d is more than the %d positions of %s"):format(tokens.ctx_len, model.max_positions, model.name), 2)
+  end
   -- A forward adds at most batch_size * ctx_len rows; the rest of the buffer must take a whole batch.
   local forward_rows = o.batch_size * tokens.ctx_len
   self.capacity = math.max(o.buffer_batches * self.batch_tokens, self.batch_tokens + forward_rows)

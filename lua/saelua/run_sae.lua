@@ -184,10 +184,16 @@ local function summary_line(unit)
   return text
 end
 
+local FEW_TOKENS = 5000
+
 --- Writes report.html and prints the results.
 -- @function Run:report
 -- @tparam {table,...} units with `eval` (from eval.core), `densities`, `redundancy`, `latents`
 function R:report(units)
+  if units[1] and units[1].eval and units[1].eval.n_tokens < FEW_TOKENS then
+    self:warn("only %d held-out tokens: the dead share is too high and the other numbers are rough; use more text or a "
+      .. "larger --heldout", units[1].eval.n_tokens)
+  end
   local path = self:path "report.html"
   local ok, message = require("saelua.report").write(path, report_data(self, units))
   if not ok then

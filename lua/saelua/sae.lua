@@ -44,6 +44,19 @@ M.save = files.save
 -- @treturn Custom
 function M.custom(options) return require "saelua.sae_custom"(options) end
 
+-- AbsTopK has no built-in encoder: the k pre-activations largest in size, signs kept.
+local function abstopk(parts, device)
+  local W_enc, b_enc, b_dec = parts.W_enc:to(device), parts.b_enc:to(device), parts.b_dec:to(device)
+  return M.custom {
+    architecture = "abstopk", k = parts.k, W_enc = W_enc, b_enc = b_enc, W_dec = parts.W_dec:to(device), b_dec = b_dec,
+    apply_b_dec_to_input = parts.apply_b_dec_to_input, normalize_decoder = false,
+    encode = function(x)
+      local u = parts.apply_b_dec_to_input and x - b_dec or x
+      return core.linear(u, W_enc, b_enc):topk(parts.k, { absolute = true })
+    end,
+  }
+end
+
 --- Loads a dictionary that saelua, SAELens 6 or sparsify 1.3 saved.
 -- @tparam string folder with cfg.json and the weights
 -- @tparam[opt] table options `device` ("cpu")
@@ -52,6 +65,7 @@ function M.load(folder, options)
   local o = strict.options("sae.load", options, { device = "cpu" })
   local parts, message = files.read(folder)
   if not parts then error(message, 0) end
+  if parts.architecture == "abstopk" then return abstopk(parts, o.device), parts.metadata end
   -- Rows are taken as they stand in the file: a foreign decoder may not be of unit length, and must not be changed.
   local sae = core.new_sae {
     d_in = parts.d_in, d_sae = parts.d_sae, k = parts.k, apply_b_dec_to_input = parts.apply_b_dec_to_input,
@@ -175,7 +189,7 @@ function M.doubts(plan)
   end
   if p.dead_percentage_threshold > p.k / p.d_sae then
     add("--dead_percentage_threshold %g is above the average firing rate k / latents = %.2g: most latents will count "
-      .. "as dead", p.dead_percentage_threshold, p.k / p.d_sae)
+      .. "as rare", p.dead_percentage_threshold, p.k / p.d_sae)
   end
   return doubts
 end

@@ -82,8 +82,8 @@ end
 
 local function check_saelens(config, tensors)
   local architecture = value_of(config, "architecture", "standard")
-  if architecture ~= "topk" then
-    return nil, ("architecture '%s' is not available yet; only topk is"):format(tostring(architecture))
+  if architecture ~= "topk" and architecture ~= "abstopk" then
+    return nil, ("architecture '%s' is not available yet; only topk and abstopk are"):format(tostring(architecture))
   end
   for _, key in ipairs { "normalize_activations", "reshape_activations" } do
     local value = value_of(config, key, "none")
@@ -107,7 +107,8 @@ local function parse_saelens(config, tensors)
   if not ok then return nil, message end
   local W_enc = tensors.W_enc
   return {
-    d_in = config.d_in, d_sae = config.d_sae, k = value_of(config, "k", 100),
+    architecture = value_of(config, "architecture", "standard"), d_in = config.d_in, d_sae = config.d_sae,
+    k = value_of(config, "k", 100),
     apply_b_dec_to_input = value_of(config, "apply_b_dec_to_input", true),
     fold_norms = value_of(config, "rescale_acts_by_decoder_norm", false),
     W_enc = W_enc and W_enc:dim() == 2 and W_enc:transpose():contiguous() or W_enc, b_enc = tensors.b_enc,

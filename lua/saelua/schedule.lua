@@ -292,7 +292,7 @@ function schedule.auto_lr(optimizer, latents)
   if optimizer == "muon" then return 2e-3 end
   local base = auto_rules[optimizer]
   if not base then
-    error(('schedule.auto_lr: no rule for optimizer "%s"; give lr yourself'):format(tostring(optimizer)), 2)
+    error(('schedule.auto_lr: no rule for optimizer "%s"; give a learning rate (--lr)'):format(tostring(optimizer)), 2)
   end
   return base / math.sqrt(latents / 2 ^ 14)
 end

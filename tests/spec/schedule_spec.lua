@@ -77,7 +77,7 @@ describe("schedules against sparsify", function()
     near(1.77e-3, schedule.auto_lr("signum", 131072))
     near(2e-3, schedule.auto_lr("muon", 131072))
     assert.has_error(function() schedule.auto_lr("sgd", 16384) end,
-      'schedule.auto_lr: no rule for optimizer "sgd"; give lr yourself')
+      'schedule.auto_lr: no rule for optimizer "sgd"; give a learning rate (--lr)')
   end)
 end)
 

@@ -67,16 +67,31 @@ end
 -- @tparam string folder
 -- @treturn ?boolean true, or nil and a message
 function methods:load_state(folder)
-  local numbers, message = json.read(fs.join(folder, "optim.json"))
-  if type(numbers) ~= "table" or type(numbers.steps) ~= "number" then
-    return nil, message or folder .. "/optim.json: steps are missing"
-  end
+  local numbers, why_not = M.read_counts(folder, { "steps" })
+  if not numbers then return nil, why_not end
   local tensors, why = core.load_tensors(fs.join(folder, "optim.safetensors"))
   if not tensors then return nil, why end
   local ok, reason = M.restore(self:state(), tensors, folder .. "/optim.safetensors")
   if not ok then return nil, reason end
   self:set_steps(numbers.steps)
   return true
+end
+
+--- Reads `optim.json` and checks that these fields are counts.
+-- @tparam string folder
+-- @tparam {string,...} names
+-- @treturn ?table or nil and a message
+function M.read_counts(folder, names)
+  local path = fs.join(folder, "optim.json")
+  local numbers, message = json.read(path)
+  if type(numbers) ~= "table" then return nil, message or path .. ": not an object" end
+  for _, name in ipairs(names) do
+    local value = numbers[name]
+    if type(value) ~= "number" or value % 1 ~= 0 or value < 0 or value > 2 ^ 52 then
+      return nil, ("%s: '%s' is missing or not a count"):format(path, name)
+    end
+  end
+  return numbers
 end
 
 --- Copies saved tensors over live ones; all must be there, of equal shape and dtype.

@@ -136,15 +136,13 @@ end
 -- @tparam string folder
 -- @treturn ?boolean true, or nil and a message
 function optim_methods:load_state(folder)
-  local numbers, message = json.read(fs.join(folder, "optim.json"))
-  if type(numbers) ~= "table" then return nil, message or folder .. "/optim.json: not an object" end
-  if type(numbers.steps) ~= "number" or type(numbers.window_tokens) ~= "number" then
-    return nil, folder .. "/optim.json: steps and window_tokens are missing"
-  end
+  local optim = require "saelua.optim"
+  local numbers, message = optim.read_counts(folder, { "steps", "window_tokens" })
+  if not numbers then return nil, message end
   local path = fs.join(folder, "optim.safetensors")
   local tensors, why = core.load_tensors(path)
   if not tensors then return nil, why end
-  local ok, reason = require("saelua.optim").restore(self:state(), tensors, path)
+  local ok, reason = optim.restore(self:state(), tensors, path)
   if not ok then return nil, reason end
   self:set_steps(numbers.steps)
   self:set_window_tokens(numbers.window_tokens)

@@ -18,3 +18,9 @@ for source in "$here"/fuzz_*.c; do
     { tail -n 60 "$found/log" >&2; exit 1; }
   grep -E 'number_of_executed_units|peak_rss' "$found/log"
 done
+# Checkpoints are read by Lua: the sanitized program itself runs the damage.
+echo "== checkpoint, $seconds s"
+(cd "$here/../.." &&
+  OMP_NUM_THREADS=1 ASAN_OPTIONS=allocator_may_return_null=1 \
+    LSAN_OPTIONS="suppressions=$here/../support/lsan.supp:print_suppressions=0" \
+    timeout $((seconds + 120)) "$build/saelua" tests/fuzz/fuzz_checkpoint.lua "$seconds")

@@ -1,5 +1,5 @@
 -- Pretrains a small BERT by masked language modelling, vocabulary included: how the built-in bert-mini was made.
--- Example (the command behind bert-mini): saelua recipes/pretrain_bert.lua --save_dir DIR
+-- With its defaults it makes that model: saelua recipes/pretrain_bert.lua
 local sl = require "saelua"
 
 local cfg = sl.config {
@@ -12,10 +12,10 @@ local cfg = sl.config {
   d_model    = { 128, "width of the residual stream", min = 1 },
   n_heads    = { 4, "attention heads", min = 1 },
   d_mlp      = { 512, "width of the MLP", min = 1 },
-  steps      = { 3000, "optimiser steps", min = 1, group = "Optimiser" },
-  batch_size = { 64, "sequences per step", min = 1 },
+  steps      = { 8000, "optimiser steps", min = 1, group = "Optimiser" },
+  batch_size = { 16, "sequences per step", min = 1 },
   lr         = { 1e-3, "peak learning rate", min = 0 },
-  warmup     = { 200, "steps of linear warm-up", min = 0 },
+  warmup     = { 400, "steps of linear warm-up", min = 0 },
   weight_decay = { 0.01, "decoupled; not on biases and norms", min = 0 },
   clip_norm  = { 1.0, "largest global gradient norm", type = "number", min = 0 },
   mask_rate  = { 0.15, "share of tokens to predict", min = 0.01, max = 1 },

@@ -156,7 +156,7 @@ function Run:write_json(name, value) check(json.write(self:path(name), value)) e
 function Run:facts()
   return {
     saelua_version = host.version, recipe = self.recipe, started = self.started_at, cpus = host.cpu_count(),
-    command = table.concat(arg and { [0] = "saelua", unpack(arg, 0) } or {}, " "),
+    command = "saelua" .. (arg and " " .. table.concat({ unpack(arg, 0) }, " ") or ""),
     machine = M.machine(), duration_s = host.now() - self.started, warnings = json.array(self.warnings),
   }
 end

@@ -245,7 +245,8 @@ describe("activation batches", function()
   end)
 
   it("go on bit for bit from any saved position", function()
-    for _, case in ipairs { {}, { batch_tokens = 7, buffer_batches = 1 }, { batch_tokens = 100, buffer_batches = 2 } } do
+    local cases = { {}, { batch_tokens = 7, buffer_batches = 1 }, { batch_tokens = 100, buffer_batches = 2 } }
+    for _, case in ipairs(cases) do
       local acts = activations(case)
       for step = 1, 9 do
         local folder = ("%s/state-%d-%d"):format(dir, case.batch_tokens or 0, step)

@@ -16,7 +16,8 @@ end)
 teardown(function() tiny.remove() end)
 
 local function close(want, got, tolerance, what)
-  if not (math.abs(want - got) <= (tolerance or 1e-4) * (1 + math.abs(want))) then
+  local near = math.abs(want - got) <= (tolerance or 1e-4) * (1 + math.abs(want)) -- false for NaN
+  if not near then
     error(("%s: %.9g, expected %.9g"):format(what or "value", got, want), 2)
   end
 end

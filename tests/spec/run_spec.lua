@@ -1,4 +1,4 @@
--- Whole runs of the TopK recipe on a tiny model: folder, files, checkpoints, resuming bit for bit, interrupts, failures.
+-- Whole runs of the TopK recipe on a tiny model: folder, files, checkpoints, resuming bit for bit, signals, failures.
 local fs = require "saelua.fs"
 local host = require "saelua.host"
 local json = require "saelua.json"
@@ -142,7 +142,8 @@ describe("a run", function()
 
   it("is repeated by its config.json", function()
     local want = uninterrupted()
-    must(program.run { RECIPE, "--config_file", out .. "/full/config.json", "--run_name", "again", env = "OMP_NUM_THREADS=1" })
+    must(program.run { RECIPE, "--config_file", out .. "/full/config.json", "--run_name", "again",
+      env = "OMP_NUM_THREADS=1" })
     assert.same(want, weights "again") -- also with another number of threads
   end)
 

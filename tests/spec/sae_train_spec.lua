@@ -204,7 +204,7 @@ describe("what fired", function()
     local sae = new { k = 1 }
     assert.equal(0, sae:dead_fraction(10))
     assert.is_true(sae:rare_fraction(0.5) ~= sae:rare_fraction(0.5)) -- NaN: no window yet
-    for step = 1, 3 do sae:loss(batch(1)):backward() end -- 3 * 256 tokens of the same batch
+    for _ = 1, 3 do sae:loss(batch(1)):backward() end -- 3 * 256 tokens of the same batch
     local counts = sae:encode(batch(1)):counts():totable()
     local silent = 0
     for _, n in ipairs(counts) do silent = silent + (n == 0 and 1 or 0) end
@@ -292,7 +292,7 @@ describe("a plan", function()
     for want, changes in pairs {
       ["firings"] = { tokens = 1000, dead_feature_threshold = 10 }, ["is more than the 64 dimensions"] = { k = 65 },
       ["AuxK will never act"] = { dead_feature_threshold = 1000000 },
-      ["most latents will count as dead"] = { dead_percentage_threshold = 0.1 },
+      ["most latents will count as"] = { dead_percentage_threshold = 0.1 },
     } do
       local list = doubts(changes)
       assert.equal(1, #list)

@@ -12,8 +12,9 @@ on the same input, with its own training code:
   saelua               sae:loss, backward, optim:step of recipes/topk_bert.lua with clip_norm 1; also with a bf16 product
 No latent is dead, so no package spends time on AuxK. Times are minima over --repeats after two warm-up steps; the
 product, x W_enc' into a [tokens, latents] matrix (torch: MKL; saelua: oneDNN), alternates with the step. `ratio` is over
-the product of the same process; `vs_saelua_unit` is over saelua's product at the same k, one unit for all. Peak memory is
+the product of the same process; `/saelua` is over the fastest of saelua's products, one unit for all. Peak memory is
 taken before the first product, in times (weights + Adam moments): `peak`; `import_s` is the wall time of the imports.
+On a busy machine, --threads 1 --clock cpu takes CPU seconds of the process instead.
 
 Needs torch, sae-lens, eai-sparsify, dictionary-learning. Run with torch 2.15.0, sae_lens 6.54.12, eai-sparsify 1.3.3,
 dictionary_learning 0.1.0.
@@ -34,7 +35,8 @@ import saelua_program as saelua
 
 SAELUA = """
 local sl, host = require "saelua", require "saelua.host"
-local input, d_sae, k, repeats, dtype, product = arg[1], tonumber(arg[2]), tonumber(arg[3]), tonumber(arg[4]), arg[5], arg[6]
+local input, d_sae, k, repeats = arg[1], tonumber(arg[2]), tonumber(arg[3]), tonumber(arg[4])
+local dtype, clock, product = arg[5], arg[6] == "cpu" and os.clock or host.now, arg[7]
 local x = assert(sl.load_tensors(input)).x
 local sae = sl.sae.topk { d_in = x:size(2), d_sae = d_sae, k = k, seed = 1 }
 local optim = sl.sae_optim(sae, { clip_norm = 1 })
@@ -46,9 +48,9 @@ local function step()
   loss:free()
 end
 local function timed(fn)
-  local start = host.now()
+  local start = clock()
   sl.scope(fn)
-  return host.now() - start
+  return clock() - start
 end
 local step_s, product_s = 1 / 0, 1 / 0
 for i = 1, repeats + 2 do
@@ -72,7 +74,8 @@ def make_input(tokens, d):
     g = torch.Generator().manual_seed(0)
     directions = torch.randn(256, d, generator=g) / d**0.5
     weights = torch.zeros(tokens, 256)
-    weights.scatter_(1, torch.randint(256, (tokens, 12), generator=g), 12 * (2 * torch.rand(tokens, 12, generator=g) - 1))
+    chosen = torch.randint(256, (tokens, 12), generator=g)
+    weights.scatter_(1, chosen, 12 * (2 * torch.rand(tokens, 12, generator=g) - 1))
     return weights @ directions + 0.3 * torch.randn(tokens, d, generator=g)
 
 
@@ -142,13 +145,13 @@ def stage_package(o):
     import_s = time.time() - started
     torch.set_num_threads(o.threads)
     x = load_file(o.input)["x"]
-    base = rss()
+    base, clock = rss(), time.process_time if o.clock == "cpu" else time.perf_counter
     step, encoder = STEPS[o.stage](o, o.k[0], x)
 
     def timed(fn):
-        start = time.perf_counter()
+        start = clock()
         fn()
-        return time.perf_counter() - start
+        return clock() - start
 
     def product():
         with torch.no_grad():
@@ -179,7 +182,7 @@ def run_saelua(o, k, dtype):
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(SAELUA)
         script.flush()
-        command = [saelua.program(), script.name, o.input, o.latents, k, o.repeats, dtype]
+        command = [saelua.program(), script.name, o.input, o.latents, k, o.repeats, dtype, o.clock]
         result = child([*command, "product"], o)
         # The product's own result would hide the step's peak: that is taken in a process without it.
         peak = child([sys.executable, os.path.abspath(__file__), "--stage", "peak", "--", *command, "without"], o)
@@ -197,6 +200,7 @@ def parse():
         p.add_argument("--" + name, type=int, default=value)
     p.add_argument("--k", type=int, nargs="+", default=[32, 192])
     p.add_argument("--only", nargs="+", choices=["saelua", "saelua_bf16", *STEPS])
+    p.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     p.add_argument("--json")
     p.add_argument("--input", help=argparse.SUPPRESS)
     p.add_argument("--stage", help=argparse.SUPPRESS)
@@ -207,7 +211,8 @@ def parse():
 def measure(o, name, k):
     if name.startswith("saelua"):
         return run_saelua(o, k, "bf16" if name == "saelua_bf16" else "f32")
-    shape = [word for key in ("tokens", "d", "latents", "threads", "repeats") for word in (f"--{key}", getattr(o, key))]
+    options = ("tokens", "d", "latents", "threads", "repeats", "clock")
+    shape = [word for key in options for word in (f"--{key}", getattr(o, key))]
     return child([sys.executable, os.path.abspath(__file__), *shape, "--k", k, "--input", o.input, "--stage", name], o)
 
 
@@ -218,29 +223,30 @@ def main():
     if o.stage:
         return stage_package(o)
     from safetensors.torch import save_file
-    names = o.only or ["saelua", "saelua_bf16", *STEPS]
     needed = 3 * 2 * o.d * o.latents * 4
+    facts = (f"{saelua.host_facts()}; {o.threads} threads, {o.clock} clock; ({o.tokens}, {o.d}, {o.latents}); "
+             f"weights + Adam {needed >> 20} MiB")
     results = []
-    print(f"{saelua.host_facts()}; {o.threads} threads; ({o.tokens}, {o.d}, {o.latents}); weights + Adam {needed >> 20} "
-          "MiB", flush=True)
-    print(f"{'':20} {'k':>4} {'step ms':>9} {'product':>9} {'ratio':>7} {'/saelua':>8} {'peak':>6} {'MiB':>7} {'import s':>8}")
     with tempfile.TemporaryDirectory() as temporary:
         o.input = f"{temporary}/x.safetensors"
         save_file({"x": make_input(o.tokens, o.d)}, o.input)
         for k in o.k:
-            unit = None
-            for name in names:
-                r = {"name": name, "k": k, **measure(o, name, k)}
-                unit = unit or (r["product_s"] if name == "saelua" else None)
-                r["ratio"], r["peak"] = r["step_s"] / r["product_s"], r["peak_bytes"] / needed
-                r["vs_saelua_unit"] = r["step_s"] / unit if unit else None
-                results.append(r)
-                print(f"{name:20} {k:4} {1e3 * r['step_s']:9.0f} {1e3 * r['product_s']:9.0f} {r['ratio']:7.2f} "
-                      f"{r['vs_saelua_unit'] or float('nan'):8.2f} {r['peak']:6.2f} {r['peak_bytes'] >> 20:7} "
-                      f"{r.get('import_s', 0):8.1f}", flush=True)
+            for name in o.only or ["saelua", "saelua_bf16", *STEPS]:
+                print(f"measuring {name}, k {k}", file=sys.stderr, flush=True)
+                results.append({"name": name, "k": k, **measure(o, name, k)})
+    # The product is the same one at every k.
+    unit = min((r["product_s"] for r in results if r["name"].startswith("saelua")), default=None)
+    print(facts)
+    print(f"{'':20} {'k':>4} {'step ms':>9} {'product':>9} {'ratio':>7} {'/saelua':>8} {'peak':>6} {'MiB':>7} import s")
+    for r in results:
+        r["ratio"], r["peak"] = r["step_s"] / r["product_s"], r["peak_bytes"] / needed
+        r["vs_saelua_unit"] = r["step_s"] / unit if unit else None
+        print(f"{r['name']:20} {r['k']:4} {1e3 * r['step_s']:9.0f} {1e3 * r['product_s']:9.0f} {r['ratio']:7.2f} "
+              f"{r['vs_saelua_unit'] or float('nan'):8.2f} {r['peak']:6.2f} {r['peak_bytes'] >> 20:7} "
+              f"{r.get('import_s', 0):8.1f}")
     if o.json:
         with open(o.json, "w") as file:
-            json.dump({"host": saelua.host_facts(), "shape": [o.tokens, o.d, o.latents], "threads": o.threads,
+            json.dump({"host": facts, "clock": o.clock, "shape": [o.tokens, o.d, o.latents], "threads": o.threads,
                        "results": results}, file, indent=1)
 
 

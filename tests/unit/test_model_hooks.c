@@ -53,6 +53,7 @@ typedef struct {
   sl_tensor *grad;
 } probe;
 
+/* Probes are static: a hook that a test leaves in place is released with the model, after the test has returned. */
 static void count_release(void *context) { ((probe *)context)->released++; }
 
 /* *value *= factor, and one element += bump. */
@@ -104,7 +105,8 @@ static int add(int site, sl_hook_kind kind, sl_hook_fn fn, probe *p) {
 
 static double effect(int hooked, int watched) {
   sl_tensor *before = value_at(watched), *after;
-  probe p = { .factor = 1.5f };
+  static probe p;
+  p = (probe){ .factor = 1.5f };
   int id = add(hooked, SL_HOOK_FORWARD, change, &p);
   after = value_at(watched);
   double difference = largest_difference(before, after);
@@ -140,7 +142,8 @@ static void test_open_attention_equals_the_kernel(void **state) {
   (void)state;
   int post = site_of(SL_POINT_RESID_POST, 1), pattern = site_of(SL_POINT_ATTN_PATTERN, 1);
   sl_tensor *before = value_at(post), *kernel_pattern = value_at(pattern), *after, *open_pattern;
-  probe p = { .factor = 1.0f };
+  static probe p;
+  p = (probe){ .factor = 1.0f };
   int id = add(site_of(SL_POINT_ATTN_SCORES, 1), SL_HOOK_FORWARD, look, &p);
   after = value_at(post);
   open_pattern = value_at(pattern);
@@ -158,7 +161,9 @@ static void test_hooks_run_in_order_and_captures_come_after(void **state) {
   (void)state;
   int site = site_of(SL_POINT_RESID_POST, 0);
   sl_tensor *before = value_at(site), *after;
-  probe doubled = { .factor = 2.0f }, bumped = { .factor = 1.0f, .bump = 3.0f };
+  static probe doubled, bumped;
+  doubled = (probe){ .factor = 2.0f };
+  bumped = (probe){ .factor = 1.0f, .bump = 3.0f };
   add(site, SL_HOOK_FORWARD, change, &doubled);
   add(site, SL_HOOK_FORWARD, change, &bumped);
   after = value_at(site);
@@ -179,7 +184,8 @@ static sl_status forward_status(int stop_at, bool skip) {
 static void test_failures_of_hooks(void **state) {
   (void)state;
   int site = site_of(SL_POINT_MLP_OUT, 1), id;
-  probe p = { .answer = SL_EIO };
+  static probe p;
+  p = (probe){ .answer = SL_EIO };
   id = add(site, SL_HOOK_FORWARD, change, &p);
   assert_int_equal(forward_status(-1, false), SL_EIO);
   assert_message("the hook's own words");
@@ -196,7 +202,9 @@ static void test_failures_of_hooks(void **state) {
 
 static void test_counts_tell_which_hook_did_not_run(void **state) {
   (void)state;
-  probe early = { .factor = 1 }, late = { .factor = 1 };
+  static probe early, late;
+  early = (probe){ .factor = 1 };
+  late = (probe){ .factor = 1 };
   add(site_of(SL_POINT_EMBED, 0), SL_HOOK_FORWARD, look, &early);
   add(site_of(SL_POINT_RESID_POST, 1), SL_HOOK_FORWARD, look, &late);
   assert_int_equal(forward_status(-1, false), SL_OK);
@@ -211,7 +219,9 @@ static void test_counts_tell_which_hook_did_not_run(void **state) {
 
 static void test_hooks_may_remove_hooks(void **state) {
   (void)state;
-  probe p = { .factor = 1 }, q = { .factor = 1 };
+  static probe p, q;
+  p = (probe){ .factor = 1 };
+  q = (probe){ .factor = 1 };
   int id = add(site_of(SL_POINT_EMBED, 0), SL_HOOK_FORWARD, change, &p);
   p.remove_id = id; /* itself */
   q.remove_id = id;
@@ -238,7 +248,8 @@ static void test_a_splice_acts_at_its_mask(void **state) {
   (void)state;
   int site = site_of(SL_POINT_RESID_POST, 0);
   sl_tensor *before = value_at(site), *after = NULL, *own;
-  probe p = { .factor = 4.0f };
+  static probe p;
+  p = (probe){ .factor = 4.0f };
   add(site, SL_HOOK_SPLICE, change, &p);
   after = value_at(site);
   check_spliced(before, after, sl_tensor_data(mask));
@@ -260,7 +271,8 @@ static void test_a_splice_acts_at_its_mask(void **state) {
 
 static void test_a_splice_needs_rows(void **state) {
   (void)state;
-  probe p = { .factor = 1.0f };
+  static probe p;
+  p = (probe){ .factor = 1.0f };
   add(site_of(SL_POINT_ATTN_PATTERN, 0), SL_HOOK_SPLICE, change, &p);
   assert_int_equal(forward_status(-1, false), SL_EHOOK);
   assert_message("attn_pattern");
@@ -285,7 +297,8 @@ static sl_tensor *loss_of(void) {
 }
 
 static double bumped_loss(int site, int64_t at, float bump) {
-  probe p = { .factor = 1.0f, .bump = bump, .bump_at = at };
+  static probe p;
+  p = (probe){ .factor = 1.0f, .bump = bump, .bump_at = at };
   int id = add(site, SL_HOOK_FORWARD, change, &p);
   sl_tensor *loss = loss_of();
   double value;
@@ -297,7 +310,8 @@ static double bumped_loss(int site, int64_t at, float bump) {
 
 static void check_gradient(int site) {
   sl_tape *tape;
-  probe p = { .factor = 1.0f };
+  static probe p;
+  p = (probe){ .factor = 1.0f };
   assert_int_equal(sl_tape_create(&tape), SL_OK);
   int id = add(site, SL_HOOK_BACKWARD, keep_gradient, &p);
   sl_tape_start(tape);
@@ -332,7 +346,10 @@ static void test_gradients_at_sites_of_a_frozen_model(void **state) {
 static void test_gradients_at_two_sites_of_one_value(void **state) {
   (void)state;
   sl_tape *tape;
-  probe p = { .factor = 1 }, q = { .factor = 1 }, r = { .factor = 1 };
+  static probe p, q, r;
+  p = (probe){ .factor = 1 };
+  q = (probe){ .factor = 1 };
+  r = (probe){ .factor = 1 };
   assert_int_equal(sl_tape_create(&tape), SL_OK);
   assert_int_equal(sl_model_set_trainable(model, true), SL_OK);
   add(site_of(SL_POINT_RESID_POST, 0), SL_HOOK_BACKWARD, keep_gradient, &p);
@@ -353,7 +370,8 @@ static void test_gradients_at_two_sites_of_one_value(void **state) {
 
 static void test_a_backward_hook_rests_without_a_tape(void **state) {
   (void)state;
-  probe p = { .factor = 1 };
+  static probe p;
+  p = (probe){ .factor = 1 };
   add(site_of(SL_POINT_EMBED, 0), SL_HOOK_BACKWARD, keep_gradient, &p);
   assert_int_equal(forward_status(-1, false), SL_OK);
   assert_int_equal(p.calls, 0);
@@ -366,7 +384,8 @@ static void test_bf16_refuses_hooks_under_a_tape(void **state) {
   spec.dtype = SL_BF16;
   sl_model *half;
   sl_tape *tape;
-  probe p = { .factor = 1 };
+  static probe p;
+  p = (probe){ .factor = 1 };
   int id;
   assert_int_equal(sl_model_create(&spec, sl_cpu_device(), &half), SL_OK);
   assert_int_equal(sl_model_init(half, 0, 0.02f, -1), SL_OK);

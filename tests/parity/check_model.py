@@ -37,6 +37,8 @@ def quote(text):
 
 
 def main():
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     folder, text = sys.argv[1:3]
     program = sys.argv[3] if len(sys.argv) > 3 else "build/dev/saelua"
     lines = [line.strip() for line in open(text) if len(line.split()) > 8][:24]

@@ -3,17 +3,17 @@
 
     python3 tests/bench/peers.py [--k 32 192] [--threads 2] [--repeats 3] [--only NAME...] [--json FILE]
 
-Shape: 4096 tokens, d 768, 24,576 latents (--tokens, --d, --latents), float32. Every package runs in a process of its own
-on the same input, with its own training code:
+Shape: 4096 tokens, d 768, 24,576 latents (--tokens, --d, --latents), float32. Every package runs in a process of its
+own on the same input, with its own training code:
   sparsify             SparseCoder and torch's Adam, in the order of its Trainer: unit decoder rows, forward, backward,
                        projection, Adam, what fired
   sae_lens             SAETrainer._train_step with a TopKTrainingSAE (global clip, Adam, what fired)
   dictionary_learning  TopKTrainer.update with AutoEncoderTopK (projection, global clip, Adam, unit rows)
   saelua               sae:loss, backward, optim:step of recipes/topk_bert.lua with clip_norm 1; also with a bf16 product
-No latent is dead, so no package spends time on AuxK. Times are minima over --repeats after two warm-up steps; the
-product, x W_enc' into a [tokens, latents] matrix (torch: MKL; saelua: oneDNN), alternates with the step. `ratio` is over
-the product of the same process; `/saelua` is over the fastest of saelua's products, one unit for all. Peak memory is
-taken before the first product, in times (weights + Adam moments): `peak`; `import_s` is the wall time of the imports.
+No latent is dead, so no package spends time on AuxK. Times are minima over --repeats after two warm-up steps, and
+alternate with the product x W_enc' into a [tokens, latents] matrix that is there already (torch: MKL; saelua: oneDNN).
+`ratio` is over the product of the same process; `/saelua` over the fastest of saelua's products, one unit for all.
+`peak` is the peak memory before the first product in times (weights + Adam moments); `import s` is the imports' wall time.
 On a busy machine, --threads 1 --clock cpu takes CPU seconds of the process instead.
 
 Needs torch, sae-lens, eai-sparsify, dictionary-learning. Run with torch 2.15.0, sae_lens 6.54.12, eai-sparsify 1.3.3,
@@ -59,6 +59,7 @@ for i = 1, repeats + 2 do
 end
 if product == "product" then
   local W = sae:parameter("W_enc"):transpose()
+  sl.scope(function() sl.matmul(x, W) end)
   for i = 1, repeats do
     product_s = math.min(product_s, timed(function() sl.matmul(x, W) end))
     step_s = math.min(step_s, timed(step))
@@ -155,12 +156,13 @@ def stage_package(o):
 
     def product():
         with torch.no_grad():
-            x @ encoder().T
+            torch.mm(x, encoder().T, out=matrix)
 
     for _ in range(2):
         step()
     peak = rss()
     steps, products = [], []
+    matrix = torch.zeros(o.tokens, o.latents)
     for _ in range(o.repeats):
         products.append(timed(product))
         steps.append(timed(step))
@@ -168,10 +170,14 @@ def stage_package(o):
                       "import_s": import_s}))
 
 
-def child(command, o):
-    """Output and peak memory of one process."""
+# malloc keeps what is freed: the product's matrix is then written to memory that is there already, as torch.mm(out=) does.
+WARM = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+
+
+def child(command, o, env=None):
+    """The JSON that a process prints last."""
     process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": str(o.threads)})
+                               env={**os.environ, "OMP_NUM_THREADS": str(o.threads), **(env or {})})
     out, err = process.communicate()
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command[:3]))}: status {process.returncode}\n{err}")
@@ -183,7 +189,7 @@ def run_saelua(o, k, dtype):
         script.write(SAELUA)
         script.flush()
         command = [saelua.program(), script.name, o.input, o.latents, k, o.repeats, dtype, o.clock]
-        result = child([*command, "product"], o)
+        result = child([*command, "product"], o, WARM)
         # The product's own result would hide the step's peak: that is taken in a process without it.
         peak = child([sys.executable, os.path.abspath(__file__), "--stage", "peak", "--", *command, "without"], o)
         return {**result, **peak}

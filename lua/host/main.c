@@ -36,8 +36,9 @@ failed:
 }
 
 /* OpenMP's workers spin for milliseconds before they sleep. Where another program wants the cores too, that costs
- * more than it gains (topk_bert beside one busy program on two cores: 13.3 s spinning, 10.5 s so; alone: a few percent
- * slower), so they sleep sooner unless the user has said otherwise. libgomp reads its variables when it is loaded, hence the second start. */
+ * more than it gains (topk_bert beside one busy program on two cores: 13.3 s spinning, 10.5 s so; alone: a few
+ * percent slower), so they sleep sooner unless the user has said otherwise. libgomp reads its variables when it is
+ * loaded, hence the second start. */
 static void start_with_patient_workers(char **argv) {
   if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
   if (setenv("GOMP_SPINCOUNT", "2000", 1) == 0) execv("/proc/self/exe", argv);

@@ -26,8 +26,8 @@ Run.__index = Run
 
 -- Options that may differ between a checkpoint and the run that resumes it: they change no number.
 local FREE_OPTIONS = {
-  resume = true, config_file = true, save_dir = true, run_name = true, save_every = true, log_every = true,
-  keep_checkpoints = true, smoke = true,
+  resume = true, save_dir = true, run_name = true, save_every = true, log_every = true,
+  keep_checkpoints = true,
 }
 
 local function fail(message, ...) error(select("#", ...) > 0 and message:format(...) or message, 0) end
@@ -248,17 +248,24 @@ local function save_or_warn(self)
   if not path then self:warn("the checkpoint of step %d was not saved: %s", self.step, message) end
 end
 
+-- After a signal: what can be saved is saved, and the program ends.
+local function stop(self)
+  local text = ("interrupted after step %d; this recipe keeps no checkpoints"):format(self.step)
+  if #self.tracked > 0 then
+    local path, message = self:checkpoint()
+    text = path and ("interrupted after step %d; saved %s\ncontinue with: --resume %s")
+      :format(self.step, path, self.folder) or ("interrupted; the checkpoint could not be saved: " .. message)
+  end
+  if self.progress then self.progress:finish() end
+  console.line(text)
+  os.exit(host.interrupted() == "SIGTERM" and 143 or 130)
+end
+
 -- What happens between two steps: signals, checkpoints.
 local function between_steps(self)
-  if host.interrupted() then
-    local path, message = self:checkpoint()
-    if self.progress then self.progress:finish() end
-    console.line(path and ("interrupted after step %d; saved %s\ncontinue with: --resume %s")
-      :format(self.step, path, self.folder) or ("interrupted; the checkpoint could not be saved: " .. message))
-    os.exit(host.interrupted() == "SIGTERM" and 143 or 130)
-  end
+  if host.interrupted() then stop(self) end
   local due = self.step > 0 and self.step % self.save_every == 0 and self.step < self.total
-  if due and self.step ~= self.saved_step then save_or_warn(self) end
+  if due and #self.tracked > 0 and self.step ~= self.saved_step then save_or_warn(self) end
 end
 
 --- Iterates over the steps that are left: `for step in run:steps() do`. Each round is a scope: tensors made in it are

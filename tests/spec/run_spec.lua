@@ -197,6 +197,41 @@ describe("resuming", function()
   end)
 end)
 
+describe("a run that keeps no state", function()
+  -- As recipes/pretrain_bert.lua: nothing is tracked, so a checkpoint would hold nothing to go on from.
+  local function recipe(name, body)
+    return program.write(dir .. "/" .. name .. ".lua", ([[
+local sl = require "saelua"
+local cfg = sl.config {
+  save_dir = { %q, "folder" }, run_name = { %q, "name" }, save_every = { 1, "steps" },
+}
+local run = sl.run.start(cfg, { recipe = "stateless", steps = 3, tokens_per_step = 1 })
+for step in run:steps() do
+  run:log { loss = step }
+  %s
+end
+run:finish()
+]]):format(out, name, body))
+  end
+
+  it("writes no checkpoints", function()
+    must(program.run { recipe("stateless", "") })
+    assert.is_true(fs.exists(out .. "/stateless/metrics.jsonl"))
+    assert.is_nil(host.stat(out .. "/stateless/checkpoints"))
+  end)
+
+  it("does not promise to continue when it is interrupted", function()
+    local body = [[os.execute("(sleep 0.1; kill -TERM $PPID) >/dev/null 2>&1 &")
+  local host = require "saelua.host"
+  while not host.interrupted() do end]]
+    local result = program.run { recipe("stopped", body) }
+    assert.equal(143, result.status)
+    assert.truthy(result.err:find("keeps no checkpoints", 1, true))
+    assert.is_nil(result.err:find("--resume", 1, true))
+    assert.is_nil(host.stat(out .. "/stopped/checkpoints"))
+  end)
+end)
+
 describe("failures", function()
   it("a loss that is not finite stops the run; the last checkpoint is good", function()
     local recipe = program.write(dir .. "/nan.lua", ([[

@@ -6,9 +6,7 @@ local sl = require "saelua"
 local cfg = sl.config {
   model    = { "bert-mini", "built-in name, local directory, or a hub name in the local HF cache" },
   dataset  = { "storyworld", "built-in name, .txt or .jsonl file, or folder of them" },
-  layers   = { nil, "the layer whose output to train on; null = the middle one", type = "integers", min = 0 },
-  layer_stride = { 1, "see topk_bert", min = 1 },
-  hookpoints = { {}, "a hook point by name, in place of a layer", type = "strings" },
+  layer    = { nil, "0-indexed layer whose output to train on; null = the middle one", type = "integer", min = 0 },
   max_tokens = { 1000000, "tokens to train on", min = 1 },
   batch_size = { 32, "sequences per model forward", min = 1 },
   ctx_len  = { 128, "tokens per sequence", min = 4 },
@@ -24,9 +22,8 @@ local cfg = sl.config {
 
 local model = sl.model.load(cfg.model)
 local tokens = sl.data.tokens(cfg.dataset, model.tokenizer, { ctx_len = cfg.ctx_len, seed = cfg.seed })
-local acts = sl.data.activations(model, tokens, { at = sl.run.choose_hookpoints(model, cfg),
-  batch_size = cfg.batch_size })
-local at = acts.at[1]
+local at = model:resid(cfg.layer or math.floor(model.n_layers / 2))[1]
+local acts = sl.data.activations(model, tokens, { at = { at }, batch_size = cfg.batch_size })
 
 -- Parameters: rows of W_enc start as random directions, W_dec as the same rows of length one.
 local d_in = model:width(at)

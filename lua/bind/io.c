@@ -7,38 +7,21 @@
 
 #include "core/base/mem.h"
 #include "core/io/atomic_file.h"
-#include "core/io/safetensors.h"
+#include "core/io/safetensors_tensor.h"
 
 enum { MOST_TENSORS = 4096, MOST_PAIRS = 64 };
 
-/* Pushes a contiguous CPU version of the tensor at the top of the stack, in its place. */
-static sl_tensor *host_version(lua_State *L) {
-  sl_tensor *t = sl_lua_check_tensor(L, lua_gettop(L));
-  sl_tensor **host = sl_lua_new_tensor(L);
-  SL_LUA_TRY(L, sl_tensor_to_device(t, sl_cpu_device(), host));
-  sl_tensor **packed = sl_lua_new_tensor(L);
-  SL_LUA_TRY(L, sl_tensor_contiguous(*host, packed));
-  lua_replace(L, -3); /* stack: packed, host */
-  lua_pop(L, 1);
-  return *packed;
-}
-
-/* Items for the list { { name, tensor }, ... } at `list`; leaves `count` tensors on the stack to keep them alive. */
-static size_t collect_items(lua_State *L, int list, sl_safetensors_item *items) {
+/* Names and tensors of the list { { name, tensor }, ... } at `list`, which keeps both alive. */
+static size_t collect_tensors(lua_State *L, int list, const char **names, sl_tensor **tensors) {
   size_t count = lua_objlen(L, list);
-  luaL_checkstack(L, (int)count + 8, "save_tensors");
   for (size_t i = 0; i < count; i++) {
     lua_rawgeti(L, list, (int)i + 1);
     luaL_checktype(L, -1, LUA_TTABLE);
     lua_rawgeti(L, -1, 1);
-    const char *name = luaL_checkstring(L, -1); /* kept alive by the list */
-    lua_pop(L, 1);
-    lua_rawgeti(L, -1, 2);
-    lua_remove(L, -2);
-    sl_tensor *t = host_version(L);
-    items[i] = (sl_safetensors_item){ .name = name, .dtype = sl_file_dtype_of(t->dtype), .rank = t->rank,
-                                      .data = sl_tensor_data(t) };
-    memcpy(items[i].shape, t->shape, sizeof t->shape);
+    names[i] = luaL_checkstring(L, -1);
+    lua_rawgeti(L, -2, 2);
+    tensors[i] = sl_lua_check_tensor(L, lua_gettop(L));
+    lua_pop(L, 3);
   }
   return count;
 }
@@ -73,30 +56,20 @@ static int save_tensors(lua_State *L) {
   luaL_checktype(L, 2, LUA_TTABLE);
   lua_settop(L, 3);
   if (lua_objlen(L, 2) > MOST_TENSORS) return luaL_error(L, "save_tensors: at most %d tensors", MOST_TENSORS);
-  sl_safetensors_item *items = lua_newuserdata(L, (lua_objlen(L, 2) + 1) * sizeof *items);
+  const char **names = lua_newuserdata(L, (lua_objlen(L, 2) + 1) * sizeof *names);
+  sl_tensor **tensors = lua_newuserdata(L, (lua_objlen(L, 2) + 1) * sizeof *tensors);
   sl_safetensors_pair pairs[MOST_PAIRS];
-  size_t n_pairs = collect_pairs(L, 3, pairs), count = collect_items(L, 2, items);
-  sl_status status = sl_safetensors_write(path, items, count, pairs, n_pairs);
+  size_t n_pairs = collect_pairs(L, 3, pairs), count = collect_tensors(L, 2, names, tensors);
+  sl_status status = sl_safetensors_save_tensors(path, names, tensors, count, pairs, n_pairs);
   lua_pushboolean(L, 1);
   return sl_lua_result(L, status, 1);
-}
-
-/* Pushes one tensor of a file; SL_OK or the failure (nothing pushed). */
-static sl_status push_loaded(lua_State *L, const sl_safetensor *entry) {
-  if (entry->rank > SL_MAX_RANK)
-    return sl_fail(SL_EFORMAT, "%s: tensor %s has %d dimensions, at most %d are supported", entry->path, entry->name,
-                   entry->rank, SL_MAX_RANK);
-  sl_tensor **box = sl_lua_new_tensor(L);
-  sl_dtype dtype = sl_file_dtype_engine(entry->dtype);
-  SL_TRY(sl_tensor_create(sl_cpu_device(), dtype, entry->rank, entry->shape, box));
-  return sl_safetensors_copy(entry, dtype, sl_tensor_data(*box));
 }
 
 static sl_status push_all(lua_State *L, const sl_safetensors *set) {
   lua_newtable(L);
   for (size_t i = 0; i < sl_safetensors_count(set); i++) {
     const sl_safetensor *entry = sl_safetensors_at(set, i);
-    SL_TRY(push_loaded(L, entry));
+    SL_TRY(sl_safetensors_load_tensor(entry, sl_cpu_device(), sl_lua_new_tensor(L)));
     lua_setfield(L, -2, entry->name);
   }
   lua_newtable(L);

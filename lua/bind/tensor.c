@@ -143,20 +143,11 @@ static int tensor_slice(lua_State *L) {
  * @tparam integer dim
  * @tparam integer position
  * @treturn Tensor */
-static void push_selected(lua_State *L, sl_tensor *t, int dim, int64_t position) {
-  sl_tensor **slice = sl_lua_new_tensor(L);
-  SL_LUA_TRY(L, sl_slice(t, dim, position - 1, 1, slice));
-  int64_t shape[SL_MAX_RANK];
-  int rank = 0;
-  for (int i = 0; i < t->rank; i++)
-    if (i != dim) shape[rank++] = t->shape[i];
-  SL_LUA_TRY(L, sl_reshape(*slice, rank, shape, sl_lua_new_tensor(L)));
-}
-
 static int tensor_select(lua_State *L) {
   sl_tensor *t = sl_lua_check_tensor(L, 1);
   int dim = check_dim(L, 2, t);
-  push_selected(L, t, dim, sl_lua_check_integer(L, 3, 1, t->shape[dim]));
+  int64_t position = sl_lua_check_integer(L, 3, 1, t->shape[dim]);
+  SL_LUA_TRY(L, sl_select(t, dim, position - 1, sl_lua_new_tensor(L)));
   return 1;
 }
 
@@ -380,7 +371,8 @@ static int tensor_index(lua_State *L) {
   if (lua_type(L, 2) == LUA_TNUMBER) {
     sl_tensor *t = sl_lua_check_tensor(L, 1);
     if (t->rank == 0) return luaL_error(L, "a scalar has no positions; use :item()");
-    push_selected(L, t, 0, sl_lua_check_integer(L, 2, 1, t->shape[0]));
+    int64_t position = sl_lua_check_integer(L, 2, 1, t->shape[0]);
+    SL_LUA_TRY(L, sl_select(t, 0, position - 1, sl_lua_new_tensor(L)));
     return 1;
   }
   lua_pushvalue(L, 2);

@@ -1,29 +1,10 @@
 -- Models at work: hooks, splices, gradients at hook points, what forward refuses, the tokenizer.
 local sl = require "saelua"
 
-local FIXTURES = "tests/parity/fixtures/bert_"
+local models = require "tests.support.models"
 
-local function difference(a, b) return (a - b):abs():max():item() end
-
-local function load(name, options)
-  return sl.model.load(FIXTURES .. name, options), assert(sl.load_tensors(FIXTURES .. name .. ".safetensors"))
-end
-
-local function message_of(fn, ...)
-  local ok, message = pcall(fn, ...)
-  assert.is_false(ok)
-  return message
-end
-
--- Warnings of one call, as a list.
-local function warnings_of(fn)
-  local list, kept = {}, sl.model.warn
-  sl.model.warn = function(message) list[#list + 1] = message end
-  local ok, result = pcall(fn)
-  sl.model.warn = kept
-  if not ok then error(result, 0) end
-  return list, result
-end
+local difference, load = models.difference, models.load
+local message_of, warnings_of = models.message_of, models.warnings_of
 
 describe("hooks from Lua", function()
   local model, f, run

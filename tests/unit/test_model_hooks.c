@@ -1,31 +1,6 @@
 /* Hooks of the transformer: what a replacement reaches, splices and their mask, gradients, removal, counts. */
 #include "model_support.h"
 
-static sl_model *model;
-static sl_tensor *ids, *mask, *type_ids;
-
-static int setup(void **state) {
-  (void)state;
-  assert_int_equal(load_fixture(&model), SL_OK);
-  ids = expected("ids");
-  mask = expected("mask");
-  type_ids = expected("type_ids");
-  return 0;
-}
-
-static int teardown(void **state) {
-  (void)state;
-  sl_model_release(model);
-  sl_tensor_release(ids);
-  sl_tensor_release(mask);
-  sl_tensor_release(type_ids);
-  return 0;
-}
-
-static sl_forward_options plain_options(void) {
-  return (sl_forward_options){ .ids = ids, .mask = mask, .type_ids = type_ids, .stop_at = -1 };
-}
-
 static int site_of(int point, int layer) {
   int site = sl_model_site(model, point, layer);
   assert_true(site >= 0);

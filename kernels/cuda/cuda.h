@@ -15,6 +15,17 @@ extern "C" {
 }
 #include "launch.h"
 
+enum { SLK_READ_BYTES = 4 << 10, SLK_UPLOAD_SLOTS = 8, SLK_UPLOAD_BYTES = 4 << 20, SLK_SCRATCH_BYTES = 32 << 20 };
+
+/* Pinned memory that host data passes through on its way to the device, so that the caller's memory is free at once
+ * and nobody waits: slots are filled one after the other, and a slot is filled again when its event has passed. */
+struct slk_cuda_uploads {
+  unsigned char *slots[SLK_UPLOAD_SLOTS]; /* made when first needed */
+  cudaEvent_t done[SLK_UPLOAD_SLOTS];     /* after the last copy out of the slot */
+  int current;
+  size_t used;                            /* bytes of the current slot */
+};
+
 /* One GPU. Reached through device->state; there is no global current device: slk_cuda_enter makes it current. */
 struct slk_cuda_state {
   int index;
@@ -22,11 +33,13 @@ struct slk_cuda_state {
   int multiprocessors;
   int compute_major, compute_minor;
   size_t shared_limit;           /* dynamic shared memory that a block may ask for */
-  void *lt;                      /* cublasLtHandle_t, made on first use (gemm) */
-  void *lt_workspace;            /* 32 MiB */
-  size_t lt_workspace_bytes;
-  void *staging;                 /* pinned host memory for small reads, 4 KiB */
+  struct slk_lt *lt;             /* cuBLASLt and what it remembers, made at the first product (lib_cublaslt.cu) */
+  void *scratch;                 /* SLK_SCRATCH_BYTES, made on first use: slk_cuda_scratch */
+  void *staging;                 /* pinned host memory for small reads, SLK_READ_BYTES */
+  slk_cuda_uploads uploads;
   int64_t waits;                 /* times the host waited for the device */
+  bool sync;                     /* SAELUA_CUDA_SYNC=1: wait after every kernel, so that errors name the right one */
+  char words[160];               /* the driver's last error */
 };
 
 static inline slk_cuda_state *slk_cuda_get(const sl_device *device) {
@@ -44,6 +57,9 @@ sl_status slk_cuda_check(sl_device *device, cudaError_t error, const char *what)
 
 /* Device to host, waiting; counted in state->waits. */
 sl_status slk_cuda_read_host(sl_device *device, void *host, const void *src, size_t bytes);
+
+/* SLK_SCRATCH_BYTES of device memory for the use of one entry point: the next one may write it. */
+sl_status slk_cuda_scratch(sl_device *device, void **out);
 
 /* Lets `kernel` use `bytes` of dynamic shared memory (above 48 KiB it must be asked for). */
 template <typename Kernel>

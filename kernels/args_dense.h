@@ -1,6 +1,7 @@
 /* Argument structs of the dense kernels, first part (the second is args_train.h); see list.h. All pointers are
  * device pointers, all matrices row-major, all sizes in elements. float32 unless a dtype field says otherwise.
- * Outputs are written unless `accumulate`. */
+ * Outputs are written unless `accumulate`. A kernel whose `need` (host) is set writes the bytes of workspace that it
+ * wants there and does nothing else. */
 #ifndef SL_ARGS_DENSE_H
 #define SL_ARGS_DENSE_H
 
@@ -97,6 +98,7 @@ typedef struct {
   int64_t outer, n, inner;
   const float *x; float *y;
   int32_t *index;                /* position of the max/min (lowest on ties) or NULL */
+  void *workspace; size_t workspace_bytes; size_t *need;
 } sl_reduce_args;
 
 typedef struct { const float *x; float *y; int64_t rows, n; bool log; } sl_softmax_args;
@@ -115,6 +117,7 @@ typedef struct {
   float *ds;                     /* [rows, n] */
   float *dweight, *dbias;        /* [n] or NULL */
   int64_t rows, n; bool accumulate;
+  void *workspace; size_t workspace_bytes; size_t *need;
 } sl_layernorm_backward_args;
 
 /* q, k, v, out: [batch, tokens, heads * head_dim] with row stride `ld_*`; mask [batch, tokens], 0 = padding key.

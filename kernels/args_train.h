@@ -9,7 +9,10 @@ typedef struct {
   const int32_t *ids; float *y;
   int64_t rows, n; bool accumulate;
 } sl_embedding_args;
-typedef struct { const float *dy; const int32_t *ids; float *dtable; int64_t rows, n, table_rows; } sl_embedding_backward_args;
+typedef struct {
+  const float *dy; const int32_t *ids; float *dtable; int64_t rows, n, table_rows;
+  void *workspace; size_t workspace_bytes; size_t *need;
+} sl_embedding_backward_args;
 
 /* loss[r] = lse[r] - logits[r, target[r]]; rows with target < 0 are ignored (loss 0). */
 typedef struct { const float *logits; const int32_t *targets; float *loss, *lse; int64_t rows, n; } sl_cross_entropy_args;
@@ -43,7 +46,10 @@ typedef struct {
   float lr, momentum, weight_decay, grad_scale;
 } sl_sgd_dense_args;
 
-typedef struct { const float *x; int64_t n; double *result; /* host */ } sl_sum_squares_args;
+typedef struct {
+  const float *x; int64_t n; double *result; /* host */
+  void *workspace; size_t workspace_bytes; size_t *need;
+} sl_sum_squares_args;
 
 /* dx[outer, index[outer, j, inner], inner] += dy[outer, j, inner]; dx [outer, n, inner], dy and index [outer, k, inner]. */
 typedef struct {
@@ -66,7 +72,8 @@ typedef struct {
   const float *values; const int32_t *indices;
   const float *weight, *dy;
   float *dvalues, *dweight;
-  int64_t rows, k, n;
+  int64_t rows, k, n, latents;   /* latents: rows of weight */
+  void *workspace; size_t workspace_bytes; size_t *need;
 } sl_sparse_rows_backward_args;
 
 #endif

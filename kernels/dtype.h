@@ -6,6 +6,13 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Arithmetic that CUDA kernels share with the host; nothing to a C compiler. */
+#ifdef __CUDACC__
+#define SL_BOTH __host__ __device__
+#else
+#define SL_BOTH
+#endif
+
 /*        name      Lua and safetensors-like name, bytes */
 #define SL_DTYPE_LIST(X) \
   X(SL_F32,  "f32",  4)  \
@@ -40,7 +47,7 @@ static inline const char *sl_dtype_name(sl_dtype dtype) {
   return names[dtype];
 }
 
-static inline float sl_bf16_to_f32(uint16_t bits) {
+static inline SL_BOTH float sl_bf16_to_f32(uint16_t bits) {
   uint32_t wide = (uint32_t)bits << 16;
   float value;
   memcpy(&value, &wide, sizeof value);
@@ -48,14 +55,14 @@ static inline float sl_bf16_to_f32(uint16_t bits) {
 }
 
 /* Round to nearest, ties to even; NaN stays a quiet NaN. */
-static inline uint16_t sl_f32_to_bf16(float value) {
+static inline SL_BOTH uint16_t sl_f32_to_bf16(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 0x40u);
   return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-static inline float sl_f16_to_f32(uint16_t half) {
+static inline SL_BOTH float sl_f16_to_f32(uint16_t half) {
   uint32_t sign = (uint32_t)(half & 0x8000u) << 16, exponent = (half >> 10) & 0x1fu, mantissa = half & 0x3ffu;
   uint32_t bits;
   if (exponent == 0x1f) {
@@ -73,7 +80,7 @@ static inline float sl_f16_to_f32(uint16_t half) {
 }
 
 /* Round to nearest, ties to even; overflow becomes infinity. */
-static inline uint16_t sl_f32_to_f16(float value) {
+static inline SL_BOTH uint16_t sl_f32_to_f16(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
   uint16_t sign = (uint16_t)((bits >> 16) & 0x8000u);

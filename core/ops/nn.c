@@ -76,7 +76,9 @@ static sl_status layer_norm_backward(const sl_node *node, sl_tensor *grad, sl_te
   if (node->wants[0]) grads[0] = sl_tensor_retain(ds);
   if (node->wants[1]) grads[1] = sl_tensor_retain(ds);
   sl_tensor_release(ds);
-  return SL_RUN(device, layernorm_backward, &args);
+  sl_status status;
+  SL_RUN_WORKING(status, device, layernorm_backward, &args);
+  return status;
 }
 
 static sl_status check_layer_norm(const sl_op *op, sl_tensor *const *inputs) {
@@ -194,7 +196,9 @@ static sl_status mean_of_counted(sl_op *op, const sl_tensor *losses, int64_t cou
                          .inner = 1,
                          .x = sl_tensor_f32(losses),
                          .y = sl_tensor_f32(*op->out) };
-  SL_TRY(SL_RUN(op->device, reduce, &sum));
+  sl_status status;
+  SL_RUN_WORKING(status, op->device, reduce, &sum);
+  SL_TRY(status);
   sl_unary_args scale = {
     .op = SL_UNARY_MUL_SCALAR, .p = (float)(1.0 / (double)counted), .x = sum.y, .y = sum.y, .n = 1
   };

@@ -120,7 +120,9 @@ static sl_status sum_leading(sl_tensor *grad, int64_t lead, sl_tensor *out) {
                           .inner = inner,
                           .x = sl_tensor_f32(grad),
                           .y = sl_tensor_f32(out) };
-  return SL_RUN(device, reduce, &args);
+  sl_status status;
+  SL_RUN_WORKING(status, device, reduce, &args);
+  return status;
 }
 
 /* Any pattern of broadcast dimensions: add into a view whose strides are 0

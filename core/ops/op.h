@@ -66,6 +66,20 @@ sl_status sl__no_kernel(const sl_device *device, const char *kernel);
   ((device)->kernels->kernel != NULL ? (device)->kernels->kernel(device, args)                               \
                                      : sl__no_kernel(device, #kernel))
 
+/* The same for a kernel with `need` and `workspace` (args is not const): asks what it wants to work in, makes it, runs,
+ * lets go of it. How it went is put into `status`. */
+#define SL_RUN_WORKING(status, device, kernel, args)                                                         \
+  do {                                                                                                       \
+    sl_tensor *work_ = NULL;                                                                                 \
+    (args)->need = &(args)->workspace_bytes;                                                                 \
+    (status) = SL_RUN(device, kernel, args);                                                                 \
+    (args)->need = NULL;                                                                                     \
+    if ((status) == SL_OK) (status) = sl_tensor_workspace(device, (args)->workspace_bytes, &work_);          \
+    (args)->workspace = work_ != NULL ? sl_tensor_data(work_) : NULL;                                        \
+    if ((status) == SL_OK) (status) = SL_RUN(device, kernel, args);                                          \
+    sl_tensor_release(work_);                                                                                \
+  } while (0)
+
 /* Tensors are passed as const where only their header is read; nodes keep
  * references. */
 static inline sl_tensor *sl__mutable(const sl_tensor *x) { return (sl_tensor *)x; }

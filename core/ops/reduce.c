@@ -94,7 +94,9 @@ static sl_status reduce(sl_op *op, sl_reduce_op f, const sl_tensor *x, int dim, 
                           .x = sl_tensor_f32(dense),
                           .y = sl_tensor_f32(*op->out),
                           .index = index != NULL ? sl_tensor_data(index) : NULL };
-  SL_TRY(SL_RUN(op->device, reduce, &args));
+  sl_status status;
+  SL_RUN_WORKING(status, op->device, reduce, &args);
+  SL_TRY(status);
   sl_node node = { .backward = chooses ? chosen_backward : spread_backward,
                    .n_inputs = 1,
                    .inputs = { inputs[0] },
@@ -127,7 +129,9 @@ static sl_status argmax(sl_op *op, const sl_tensor *x, int dim) {
                           .x = sl_tensor_f32(dense),
                           .y = sl_tensor_f32(values),
                           .index = sl_tensor_data(*op->out) };
-  return SL_RUN(op->device, reduce, &args);
+  sl_status status;
+  SL_RUN_WORKING(status, op->device, reduce, &args);
+  return status;
 }
 
 sl_status sl_argmax(const sl_tensor *x, int dim, sl_tensor **out) {

@@ -17,7 +17,9 @@ static sl_status rows_backward(const sl_node *node, sl_tensor *grad, sl_tensor *
                                       .rows = sl_tensor_count(ids),
                                       .n = table->shape[1],
                                       .table_rows = table->shape[0] };
-  return SL_RUN(sl_tensor_device(grad), embedding_backward, &args);
+  sl_status status;
+  SL_RUN_WORKING(status, sl_tensor_device(grad), embedding_backward, &args);
+  return status;
 }
 
 static sl_status take_rows(sl_op *op, const sl_tensor *table, const sl_tensor *ids, int ids_rank) {
@@ -132,8 +134,11 @@ static sl_status decode_backward(const sl_node *node, sl_tensor *grad, sl_tensor
                                         .dweight = grads[1] != NULL ? sl_tensor_f32(grads[1]) : NULL,
                                         .rows = values->shape[0],
                                         .k = values->shape[1],
-                                        .n = W->shape[1] };
-  return SL_RUN(device, sparse_rows_backward, &args);
+                                        .n = W->shape[1],
+                                        .latents = W->shape[0] };
+  sl_status status;
+  SL_RUN_WORKING(status, device, sparse_rows_backward, &args);
+  return status;
 }
 
 static sl_status check_decode(const sl_op *op, const sl_tensor *values, const sl_tensor *indices,

@@ -192,6 +192,19 @@ sl_tensor *sl_optimizer_parameter(const sl_optimizer *o, int index) { return o->
 
 /* -- Clipping -- */
 
+/* Asks what the kernel wants to work in, makes it, runs. */
+static sl_status sum_squares(sl_device *device, sl_sum_squares_args *args) {
+  sl_tensor *work;
+  args->need = &args->workspace_bytes;
+  SL_TRY(device->kernels->sum_squares(device, args));
+  args->need = NULL;
+  SL_TRY(sl_tensor_workspace(device, args->workspace_bytes, &work));
+  args->workspace = work != NULL ? sl_tensor_data(work) : NULL;
+  sl_status status = device->kernels->sum_squares(device, args);
+  sl_tensor_release(work);
+  return status;
+}
+
 sl_status sl_grad_norm(int n, sl_tensor *const *parameters, double *norm) {
   double total = 0;
   for (int i = 0; i < n; i++) {
@@ -201,7 +214,7 @@ sl_status sl_grad_norm(int n, sl_tensor *const *parameters, double *norm) {
     double part;
     sl_sum_squares_args args = { .x = sl_tensor_f32(grad), .n = sl_tensor_count(grad), .result = &part };
     if (device->kernels->sum_squares == NULL) return no_kernel(device, "sum_squares");
-    SL_TRY(device->kernels->sum_squares(device, &args));
+    SL_TRY(sum_squares(device, &args));
     total += part;
   }
   *norm = sqrt(total);

@@ -72,6 +72,12 @@ sl_status sl_tensor_zeros(sl_device *device, sl_dtype dtype, int rank, const int
   return status;
 }
 
+sl_status sl_tensor_workspace(sl_device *device, size_t bytes, sl_tensor **out) {
+  int64_t count = (int64_t)bytes;
+  *out = NULL;
+  return bytes == 0 ? SL_OK : sl_tensor_create(device, SL_U8, 1, &count, out);
+}
+
 sl_status sl_tensor_create_like(const sl_tensor *like, sl_dtype dtype, sl_tensor **out) {
   return sl_tensor_create(sl_tensor_device(like), dtype, like->rank, like->shape, out);
 }

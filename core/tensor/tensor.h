@@ -26,6 +26,8 @@ typedef struct sl_tensor {
 /* Uninitialised, contiguous. Sizes are checked against overflow. */
 sl_status sl_tensor_create(sl_device *device, sl_dtype dtype, int rank, const int64_t *shape, sl_tensor **out);
 sl_status sl_tensor_zeros(sl_device *device, sl_dtype dtype, int rank, const int64_t *shape, sl_tensor **out);
+/* Uninitialised bytes for a kernel to work in; *out stays NULL where it wants none. */
+sl_status sl_tensor_workspace(sl_device *device, size_t bytes, sl_tensor **out);
 /* Same device and shape as `like`, contiguous, uninitialised. */
 sl_status sl_tensor_create_like(const sl_tensor *like, sl_dtype dtype, sl_tensor **out);
 /* A contiguous tensor over `storage` from `offset` elements; retains the storage. */

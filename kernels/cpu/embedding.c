@@ -45,6 +45,7 @@ SLK_HOT static void add_slab(const sl_embedding_backward_args *a, int64_t from, 
 
 sl_status slk_cpu_embedding_backward(sl_device *device, const sl_embedding_backward_args *args) {
   (void)device;
+  if (args->need != NULL) return slk_needs_nothing(args->need);
 #pragma omp parallel for schedule(static) if (args->rows * args->n >= SLK_PARALLEL_MIN)
   for (int64_t from = 0; from < args->n; from += slab) add_slab(args, from, slk_min(slab, args->n - from));
   return SL_OK;

@@ -100,6 +100,7 @@ SLK_HOT static void backward_slab(const sl_layernorm_backward_args *a, int64_t f
 
 sl_status slk_cpu_layernorm_backward(sl_device *device, const sl_layernorm_backward_args *args) {
   (void)device;
+  if (args->need != NULL) return slk_needs_nothing(args->need);
   bool wide = args->rows * args->n >= SLK_PARALLEL_MIN;
   if (args->dweight != NULL || args->dbias != NULL) {
 #pragma omp parallel for schedule(static) if (wide)

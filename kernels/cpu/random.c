@@ -10,27 +10,10 @@
  * normal:  words 0,1 give elements 0,1 of the group and words 2,3 elements 2,3
  * by Box-Muller: r = sqrt(-2 ln((a + 1/2) 2^-32)), t = 2 pi b 2^-32; r cos t, r
  * sin t. int:     the high half of word * bound (bias below bound 2^-32). */
-#include <math.h>
-
 #include "cpu.h"
-#include "philox.h"
+#include "kernels/philox.h"
 
 enum { groups_per_piece = 1024 };
-
-static inline float uniform(uint32_t word, float low, float high) {
-  float value = low + (float)(word >> 8) * 5.9604644775390625e-8f * (high - low);
-  return value >= high && high > low ? nextafterf(high, low)
-                                     : value; /* rounding must not reach the open end */
-}
-
-static inline void normal_pair(const uint32_t words[2], float out[2]) {
-  /* In float64: a float32 argument would put the tail at 5.6 standard
-   * deviations and lose digits near 0. */
-  double radius = sqrt(-2.0 * log(((double)words[0] + 0.5) * 0x1p-32));
-  double angle = 6.283185307179586 * ((double)words[1] * 0x1p-32);
-  out[0] = (float)(radius * cos(angle));
-  out[1] = (float)(radius * sin(angle));
-}
 
 static void fill_group(const sl_random_args *args, int64_t group) {
   uint32_t words[4],
@@ -39,19 +22,18 @@ static void fill_group(const sl_random_args *args, int64_t group) {
   int64_t first = group * 4, count = slk_min(4, args->n - first);
   if (args->kind == SL_RANDOM_INT) {
     int32_t *y = (int32_t *)args->y + first;
-    for (int64_t i = 0; i < count; i++)
-      y[i] = (int32_t)(((uint64_t)words[i] * (uint64_t)(uint32_t)args->bound) >> 32);
+    for (int64_t i = 0; i < count; i++) y[i] = slk_philox_int(words[i], args->bound);
     return;
   }
   float *y = (float *)args->y + first;
   if (args->kind == SL_RANDOM_UNIFORM) {
-    for (int64_t i = 0; i < count; i++) y[i] = uniform(words[i], args->low, args->high);
+    for (int64_t i = 0; i < count; i++) y[i] = slk_philox_uniform(words[i], args->low, args->high);
     return;
   }
-  float pair[4];
-  normal_pair(words, pair);
-  normal_pair(words + 2, pair + 2);
-  for (int64_t i = 0; i < count; i++) y[i] = args->low + args->high * pair[i];
+  float normals[4];
+  slk_philox_normal(words, args->low, args->high, normals);
+  slk_philox_normal(words + 2, args->low, args->high, normals + 2);
+  for (int64_t i = 0; i < count; i++) y[i] = normals[i];
 }
 
 sl_status slk_cpu_random(sl_device *device, const sl_random_args *args) {

@@ -37,6 +37,7 @@ static double sum_long(double (*row)(const float *, int64_t), const float *x, in
 
 sl_status slk_cpu_sum_squares(sl_device *device, const sl_sum_squares_args *args) {
   (void)device;
+  if (args->need != NULL) return slk_needs_nothing(args->need);
   *args->result = sum_long(sum_squares_row, args->x, args->n);
   return SL_OK;
 }
@@ -113,6 +114,7 @@ static void reduce_slab(const sl_reduce_args *args, int64_t outer, int64_t from,
 
 sl_status slk_cpu_reduce(sl_device *device, const sl_reduce_args *args) {
   (void)device;
+  if (args->need != NULL) return slk_needs_nothing(args->need);
   bool wide = args->outer * args->n * args->inner >= SLK_PARALLEL_MIN;
   if (args->inner == 1 && args->outer == 1) {
     reduce_row(args, 0);

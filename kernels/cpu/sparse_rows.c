@@ -60,6 +60,7 @@ SLK_HOT static void outer_slab(const sl_sparse_rows_backward_args *a, int64_t fr
 
 sl_status slk_cpu_sparse_rows_backward(sl_device *device, const sl_sparse_rows_backward_args *args) {
   (void)device;
+  if (args->need != NULL) return slk_needs_nothing(args->need);
   bool wide = args->rows * args->k * args->n >= SLK_PARALLEL_MIN;
   if (args->dvalues != NULL) {
 #pragma omp parallel for schedule(static) if (wide)

@@ -2,7 +2,7 @@
  * numbers, against plain loops. */
 #include "tests/support/numbers.h"
 
-#include "kernels/cpu/philox.h"
+#include "kernels/philox.h"
 
 static sl_device *cpu(void) { return sl_cpu_device(); }
 static const int64_t sizes[] = { 0, 1, 3, 17, 100, 20011 };
@@ -286,7 +286,7 @@ static void test_reduce(void **state) {
   for (size_t s = 0; s < LENGTH(shapes); s++) {
     int64_t outer = shapes[s][0], n = shapes[s][1], inner = shapes[s][2];
     for (int op = 0; op < 4; op++) {
-      sl_reduce_args args = { (sl_reduce_op)op, outer, n, inner, x, y, index };
+      sl_reduce_args args = { .op = (sl_reduce_op)op, .outer = outer, .n = n, .inner = inner, .x = x, .y = y, .index = index };
       CHECK(cpu()->kernels->reduce(cpu(), &args));
       for (int64_t j = 0; j < outer * inner; j++) {
         double sum = 0;
@@ -305,9 +305,11 @@ static void test_reduce(void **state) {
     }
   }
   x[25] = NAN;
-  CHECK(cpu()->kernels->reduce(cpu(), &(sl_reduce_args){ SL_REDUCE_MAX, 1, 100, 1, x, y, index }));
+  sl_reduce_args most = { .op = SL_REDUCE_MAX, .outer = 1, .n = 100, .inner = 1, .x = x, .y = y, .index = index };
+  CHECK(cpu()->kernels->reduce(cpu(), &most));
   assert_true(isnan(y[0]) && index[0] == 25);
-  CHECK(cpu()->kernels->reduce(cpu(), &(sl_reduce_args){ SL_REDUCE_MIN, 1, 10, 10, x, y, index }));
+  sl_reduce_args least = { .op = SL_REDUCE_MIN, .outer = 1, .n = 10, .inner = 10, .x = x, .y = y, .index = index };
+  CHECK(cpu()->kernels->reduce(cpu(), &least));
   assert_true(isnan(y[5]) && index[5] == 2 && !isnan(y[4]));
   free(x);
 }
@@ -318,7 +320,7 @@ static void test_sum_squares(void **state) {
     float *x = make_numbers(sizes[s], 2, 9);
     double want = 0, got;
     for (int64_t i = 0; i < sizes[s]; i++) want += (double)x[i] * (double)x[i];
-    CHECK(cpu()->kernels->sum_squares(cpu(), &(sl_sum_squares_args){ x, sizes[s], &got }));
+    CHECK(cpu()->kernels->sum_squares(cpu(), &(sl_sum_squares_args){ .x = x, .n = sizes[s], .result = &got }));
     check_close("sum of squares", 0, got, want, 1e-12);
     free(x);
   }

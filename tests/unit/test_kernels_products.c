@@ -347,8 +347,9 @@ static void test_same_bits_for_any_thread_count(void **state) {
   double squares[2];
   for (int i = 0; i < 2; i++) {
     omp_set_num_threads(1 + 2 * i);
-    CHECK(cpu()->kernels->reduce(cpu(), &(sl_reduce_args){ SL_REDUCE_SUM, 1, n, 1, x, &sums[i], NULL }));
-    CHECK(cpu()->kernels->sum_squares(cpu(), &(sl_sum_squares_args){ x, n, &squares[i] }));
+    sl_reduce_args sum = { .op = SL_REDUCE_SUM, .outer = 1, .n = n, .inner = 1, .x = x, .y = &sums[i] };
+    CHECK(cpu()->kernels->reduce(cpu(), &sum));
+    CHECK(cpu()->kernels->sum_squares(cpu(), &(sl_sum_squares_args){ .x = x, .n = n, .result = &squares[i] }));
   }
   assert_true(sums[0] == sums[1] && squares[0] == squares[1]);
   free(x);

@@ -151,8 +151,10 @@ static void test_embedding(void **state) {
     }
   }
   for (int i = 0; i < rows * n; i++) want[ids[i / n] * n + i % n] += (double)y[i];
-  CHECK(cpu()->kernels->embedding_backward(
-      cpu(), &(sl_embedding_backward_args){ y, ids, dtable, rows, n, table_rows }));
+  sl_embedding_backward_args back = {
+    .dy = y, .ids = ids, .dtable = dtable, .rows = rows, .n = n, .table_rows = table_rows
+  };
+  CHECK(cpu()->kernels->embedding_backward(cpu(), &back));
   check_all_close("dtable", dtable, want, table_rows * n, 1e-5);
   free(table), free(y), free(dtable);
 }
@@ -207,8 +209,9 @@ static void test_sparse_rows(void **state) {
   for (int i = 0; i < rows * k; i++) ids[i] = i * 11 % (latents - 1), values[i] = i % 7 ? values[i] : 0;
   CHECK(
       cpu()->kernels->sparse_rows(cpu(), &(sl_sparse_rows_args){ values, ids, w, b, y, rows, k, n, false }));
-  CHECK(cpu()->kernels->sparse_rows_backward(
-      cpu(), &(sl_sparse_rows_backward_args){ values, ids, w, dy, dvalues, dw, rows, k, n }));
+  sl_sparse_rows_backward_args back = { .values = values, .indices = ids, .weight = w, .dy = dy, .dvalues = dvalues,
+                                        .dweight = dw, .rows = rows, .k = k, .n = n, .latents = latents };
+  CHECK(cpu()->kernels->sparse_rows_backward(cpu(), &back));
   for (int t = 0; t < rows; t++) {
     for (int i = 0; i < n; i++) {
       double sum = (double)b[i];

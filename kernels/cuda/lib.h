@@ -11,8 +11,10 @@
 /* The plain product of sl_gemm_args (kernels/args_dense.h), with whatever epilogue the library offers; the caller
  * (gemm.cu) has split off what it does not. tf32: float32 inputs may be rounded to TF32. */
 sl_status slk_lib_gemm(sl_device *device, const sl_gemm_args *args, bool tf32);
-/* True where slk_lib_gemm takes this bias and activation in its epilogue. */
+/* True where slk_lib_gemm takes this bias and activation in its epilogue. It may still answer SL_EUNSUPPORTED. */
 bool slk_lib_gemm_fuses(const sl_gemm_args *args);
+/* Opens the library and finds every function that is used; SL_EUNSUPPORTED says what is missing. Needs no GPU. */
+extern "C" sl_status slk_lib_gemm_open(void);
 
 /* Stable sort of n (key, value) pairs by the low `bits` of the keys; *need with workspace NULL. */
 sl_status slk_lib_sort_pairs(sl_device *device, void *workspace, size_t *need, const uint32_t *keys_in,

@@ -4,13 +4,18 @@
  * selected part of p; e = target - b_dec - sum a W_dec[i]. Matrices are row-major, row i of W_enc and W_dec
  * belongs to latent i. Pointers are device pointers unless called host; only enabled parts may be NULL.
  *
+ * Numbers that a kernel finds (sums, counts) stay on the device, where later kernels read them: a training
+ * step never waits for the device to tell the host something.
+ *
  * Queries: a kernel whose `need` (host) is set writes the bytes that it wants there and does nothing else.
  * Panels and slabs are private layouts of the device: ask for their size, hand them on, look at them never.
  */
 #ifndef SL_ARGS_SAE_H
 #define SL_ARGS_SAE_H
 
-/* Sparse rows: row r holds entries offsets[r] .. offsets[r + 1] - 1, latents ascending, values > 0. */
+/* Sparse rows: row r holds entries offsets[r] .. offsets[r + 1] - 1 of ids and values, latents ascending, values
+ * > 0. The rows may be some of a larger batch: then offsets[0] > 0, and ids and values are still the batch's.
+ * A kernel that writes rows appends them: offsets[0] is given, ids and values are filled from there. */
 typedef struct {
   int64_t rows, n_latents;
   int64_t *offsets;              /* [rows + 1] */
@@ -44,31 +49,29 @@ typedef struct {
   const void *w;                 /* [m, d], dtype */
   sl_dtype dtype;                /* f32, or bf16 (float32 sums) */
   const float *bias;             /* [m] or NULL */
-  sl_codes_view codes;           /* capacity n * k */
-  int64_t base;                  /* added to every offset written: the entries of rows before these */
-  int64_t *entries;              /* host: entries written */
+  sl_codes_view codes;           /* room for n * k entries behind offsets[0] */
   const uint8_t *dead;           /* [m] or NULL */
   int64_t k_dead;
-  sl_codes_view dead_codes;      /* capacity n * k_dead */
-  int64_t dead_base;
-  int64_t *dead_entries;         /* host */
-  int64_t *nonfinite; /* host: tokens with a NaN or infinite pre-activation (their rows mean nothing) */
+  sl_codes_view dead_codes;      /* room for n * k_dead */
+  int64_t *nonfinite;            /* added to: tokens with a NaN or infinite pre-activation; their rows hold valid
+                                    ids but mean nothing */
   void *workspace; size_t workspace_bytes; size_t *need;
 } sl_sae_encode_topk_args;
 
 /* The k largest entries of each row, ties to the lowest latent. */
 typedef struct {
-  sl_codes_view codes, out;      /* out: capacity min(k rows, entries of codes) */
-  int64_t k, base;               /* base: added to every offset written */
-  int64_t *entries;              /* host */
+  sl_codes_view codes, out;      /* out: room for k * rows behind offsets[0] */
+  int64_t k;
+  void *workspace; size_t workspace_bytes; size_t *need;
 } sl_sae_codes_prefix_args;
 
 /* y[r, id] = value, zero elsewhere. */
 typedef struct { sl_codes_view codes; float *y; /* [rows, n_latents] */ } sl_sae_codes_dense_args;
 
-/* Stable counting sort by latent. Offsets of the codes may start anywhere (rows of a larger batch). */
+/* Stable counting sort by latent; `most` bounds the entries (the room of the index). */
 typedef struct {
   sl_codes_view codes;
+  int64_t most;
   sl_codes_index index;
   void *workspace; size_t workspace_bytes; size_t *need;
 } sl_sae_index_codes_args;
@@ -90,10 +93,36 @@ typedef struct {
   const float *target_slabs;     /* the target as slabs */
   float *residual;               /* slabs */
   double *column_sums;           /* [d]: sum over tokens of the residual */
-  double *sum_squares;           /* host: of the residual */
-  double *cosine;                /* host: sum over tokens of cos(target, target - residual); NULL = skip */
+  double *sum_squares;           /* added to: of the residual; NULL = skip */
+  double *cosine;                /* added to: sum over tokens of cos(target, target - residual); NULL = skip */
   void *workspace; size_t workspace_bytes; size_t *need;
 } sl_sae_decode_residual_args;
+
+/* The terms of a loss, and its numbers; they live on the device. Kernels add to the first part, sae_loss_numbers
+ * fills the second from it. */
+enum { SL_SAE_MAIN, SL_SAE_AUXK, SL_SAE_MULTI, SL_SAE_TERMS };
+typedef struct {
+  double sum_squares[SL_SAE_TERMS]; /* of each term's residual */
+  double cosine, total_variance;    /* sums over the batch */
+  int64_t nonfinite, dead;
+  int64_t entries;                  /* of the main codes */
+  double loss, mse, fvu, mean_cosine, auxk, multi_topk;
+  double factor[SL_SAE_TERMS];      /* d loss / d residual = factor * residual */
+} sl_sae_numbers;
+
+/* The numbers of a batch, with D = total_variance (fvu) or tokens * d (mse) and s = min(dead / aux_wanted, 1):
+ * main = sum_squares[MAIN] / D, auxk = s sum_squares[AUXK] / D, multi_topk = sum_squares[MULTI] / D,
+ * loss = main + auxk_alpha auxk + multi_alpha multi_topk; factor[i] = -2 (weight of the term's sum in the loss).
+ * Where anything is not finite, or D is 0, the loss and every factor are NaN: gradients then are NaN too, and
+ * sae_update refuses them. */
+typedef struct {
+  sl_sae_numbers *numbers;
+  const int64_t *offsets;        /* [tokens + 1] of the main codes */
+  int64_t tokens, d, aux_wanted; /* aux_wanted 0: no AuxK */
+  bool fvu;
+  double total_variance;         /* > 0: in place of the numbers' own */
+  double auxk_alpha, multi_alpha;
+} sl_sae_loss_numbers_args;
 
 /* What a dictionary's gradient is made of. A row of w_enc, w_dec means something only where touched. */
 typedef struct {
@@ -104,15 +133,16 @@ typedef struct {
   float *squares_enc, *squares_dec; /* [m]: sums of squares of the gradient rows */
 } sl_sae_gradients;
 
-/* With G = scale * residual (the gradient at the reconstruction), for the entries (t, i, a):
- * da = G_t . W_dec[i]; W_dec[i] += a G_t; W_enc[i] += da u_t; b_enc[i] += da; b_dec += scale * column_sums.
+/* With G = scale * factor * residual (the gradient at the reconstruction), for the entries (t, i, a):
+ * da = G_t . W_dec[i]; W_dec[i] += a G_t; W_enc[i] += da u_t; b_enc[i] += da; b_dec += scale factor column_sums.
  */
 typedef struct {
   int64_t n, m, d_in, d_out;
   sl_codes_index index;
   const float *residual;         /* slabs [n, d_out] */
   const double *column_sums;     /* [d_out], or NULL where b_dec takes no part */
-  float scale;
+  double scale;
+  const double *factor;          /* one number, of sl_sae_numbers */
   const float *u;                /* slabs [n, d_in] */
   const float *w_dec;            /* [m, d_out] */
   sl_sae_gradients gradients;    /* added to */
@@ -128,7 +158,7 @@ typedef struct {
   const float *w_enc;            /* [m, d_in] */
   bool through_u, project;       /* through_u: d_in = d_out */
   float *total_b_dec;            /* [d_out] */
-  double *sum_squares;           /* host */
+  double *sum_squares;           /* written */
   void *workspace; size_t workspace_bytes; size_t *need;
 } sl_sae_finish_gradients_args;
 
@@ -138,17 +168,19 @@ typedef struct { int64_t m, d_in, d_out; sl_sae_gradients gradients; } sl_sae_fi
 typedef enum { SL_SAE_ADAM, SL_SAE_SGD } sl_sae_rule;
 typedef struct { float *w_enc, *b_enc, *w_dec, *b_dec; } sl_sae_parameters;
 
-/* One pass per latent: scale, projection, rule, unit decoder rows (w / (|w| + 1.19e-7)), bf16 copy; takes the
+/* One pass per latent: clip, projection, rule, unit decoder rows (w / (|w| + 1.19e-7)), bf16 copy; takes the
  * gradients and leaves them zero. Adam: m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; w -= lr (mhat /
  * (sqrt(vhat) + eps)); SGD: w -= lr g. Weight decay is decoupled (w -= lr weight_decay w first) and leaves
- * the biases alone. */
+ * the biases alone. The clip scales gradients by min(1, clip_norm / sqrt(sum_squares)); a sum of squares that is
+ * not finite leaves everything as it was. */
 typedef struct {
   int64_t m, d_in, d_out;
   sl_sae_rule rule;
   sl_sae_parameters parameters, moment1, moment2; /* moments: adam only */
   sl_sae_gradients gradients;
   const float *total_b_dec;      /* [d_out] */
-  float scale;                   /* of every gradient: the clip */
+  const double *sum_squares;     /* one number, of sae_finish_gradients */
+  double clip_norm;              /* 0 = off */
   bool project, unit_rows;
   float lr, beta1, beta2, eps, weight_decay;
   int64_t step;                  /* counts from 1 */
@@ -171,7 +203,7 @@ typedef struct {
   bool below;
   const int64_t *value;          /* [m] */
   uint8_t *mask;                 /* [m] or NULL */
-  int64_t *count;                /* host */
+  int64_t *count;                /* written; or NULL */
 } sl_sae_mask_args;
 
 /* center = mean, or geometric median (Weiszfeld from the mean, float64); total_variance = sum |x_t - mean|^2.
@@ -183,8 +215,8 @@ typedef struct {
   double tolerance;
   int max_iterations; /* stops when the centre moves less than tolerance * its norm */
   float *center;                 /* [d] or NULL */
-  double *total_variance;        /* host, or NULL */
-  int *iterations;               /* host, or NULL */
+  double *total_variance;        /* written; or NULL */
+  int32_t *iterations;           /* written; or NULL */
   void *workspace; size_t workspace_bytes; size_t *need;
 } sl_sae_center_args;
 

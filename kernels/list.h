@@ -40,6 +40,7 @@
   X(sae_index_codes,    "codes by latent: stable counting sort",                     true)  \
   X(sae_decode,         "codes to reconstructions",                                  true)  \
   X(sae_decode_residual, "target minus reconstruction, with sums",                   true)  \
+  X(sae_loss_numbers,   "the numbers of a loss from the sums of its terms",          true)  \
   X(sae_backward,       "gradients of both dictionaries from codes and residual",    true)  \
   X(sae_finish_gradients, "the bias behind u, and the norm of the whole gradient",   true)  \
   X(sae_fill_gradients, "zeros in the untouched gradient rows",                      true)  \

@@ -37,6 +37,14 @@ void sl_codes_release(sl_codes *codes) {
   sl_mem_free(codes);
 }
 
+sl_status sl_codes_settle(sl_codes *codes) {
+  sl_tensor *last;
+  SL_TRY(sl_tensor_slice(codes->offsets, 0, codes->rows, 1, &last));
+  sl_status status = sl_tensor_read(last, &codes->entries, sizeof codes->entries);
+  sl_tensor_release(last);
+  return status;
+}
+
 sl_codes_view sl_codes_rows(const sl_codes *codes, int64_t first, int64_t rows) {
   return (sl_codes_view){ .rows = rows, .n_latents = codes->n_latents,
                           .offsets = (int64_t *)sl_tensor_data(codes->offsets) + first,

@@ -11,7 +11,8 @@
 
 typedef struct sl_codes {
   int references;
-  int64_t rows, n_latents, entries;
+  int64_t rows, n_latents;
+  int64_t entries;                 /* -1 while only the device knows; see sl_codes_settle */
   sl_tensor *offsets;              /* i64 [rows + 1] */
   sl_tensor *ids;                  /* i32 [capacity >= entries] */
   sl_tensor *values;               /* f32 [capacity] */
@@ -34,6 +35,10 @@ sl_status sl_codes_tensors(const sl_codes *codes, sl_tensor **offsets, sl_tensor
 
 /* f32 [rows, n_latents], zero where there is no entry. */
 sl_status sl_codes_to_dense(const sl_codes *codes, sl_tensor **out);
+
+/* Reads the number of entries, after kernels have written rows; waits for the device. Codes that are handed out
+ * are settled. */
+sl_status sl_codes_settle(sl_codes *codes);
 
 /* The kernels' view of rows first .. first + rows - 1. */
 sl_codes_view sl_codes_rows(const sl_codes *codes, int64_t first, int64_t rows);

@@ -87,8 +87,11 @@ sl_status sl_sae_grad(sl_sae *sae, const char *name, sl_tensor **out) {
                                       .d_out = sae->config.d_in };
   SL_TRY(sl__sae_gradients(sae, &args.gradients));
   if (id == SL_SAE_B_DEC) {
-    double unused;
-    SL_TRY(sl__sae_finish_gradients(sae, &unused));
+    sl_tensor *unused;
+    SL_TRY(sl__sae_zeros(sae->device, sizeof(double), &unused));
+    sl_status status = sl__sae_finish_gradients(sae, sl_tensor_data(unused));
+    sl_tensor_release(unused);
+    SL_TRY(status);
     return sl_tensor_clone(sae->gradients->total_b_dec, out);
   }
   SL_TRY(SAE_RUN(sae->device, sae_fill_gradients, &args));

@@ -9,8 +9,6 @@
 
 #include "sae_private.h"
 
-enum { TERM_MAIN, TERM_AUXK, TERM_MULTI, TERMS };
-
 /* One term on one piece. */
 typedef struct {
   sl_tensor *residual, *column_sums;                    /* slabs; f64 [d_in] as bytes */
@@ -20,7 +18,7 @@ typedef struct {
 
 typedef struct {
   sl_tensor *u;                    /* slabs of the encoder's input */
-  term_buffers terms[TERMS];
+  term_buffers terms[SL_SAE_TERMS];
 } piece_buffers;
 
 typedef struct sl_sae_loss_state {
@@ -28,11 +26,11 @@ typedef struct sl_sae_loss_state {
   sl_tensor *x;                    /* contiguous */
   sl_sae_loss_opts opts;
   int64_t piece_rows, pieces;
-  sl_codes *codes[TERMS];          /* NULL: the term is off */
-  int64_t most[TERMS];             /* entries a row can have */
+  sl_codes *codes[SL_SAE_TERMS];          /* NULL: the term is off */
+  int64_t most[SL_SAE_TERMS];             /* entries a row can have */
   sl_tensor *dead_mask;            /* u8 [d_sae], with AuxK */
-  double aux_scale;                /* s */
-  double denominator;              /* D */
+  int64_t aux_wanted;              /* d_in / 2, with AuxK */
+  sl_tensor *numbers;              /* sl_sae_numbers */
   piece_buffers buffers;
   bool kept;                       /* buffers hold the one piece */
   bool spent;                      /* backward has run */
@@ -46,7 +44,7 @@ sl_sae_loss_opts sl_sae_loss_defaults(void) {
 
 static void release_buffers(piece_buffers *buffers) {
   sl__drop(&buffers->u);
-  for (int i = 0; i < TERMS; i++) {
+  for (int i = 0; i < SL_SAE_TERMS; i++) {
     term_buffers *term = &buffers->terms[i];
     sl__drop(&term->residual);
     sl__drop(&term->column_sums);
@@ -63,7 +61,7 @@ static sl_status make_buffers(loss_state *state) {
   size_t slab_bytes;
   SL_TRY(sl__sae_slab_bytes(state->sae, state->piece_rows, &slab_bytes));
   SL_TRY(sl__sae_bytes(device, slab_bytes, &state->buffers.u));
-  for (int i = 0; i < TERMS; i++) {
+  for (int i = 0; i < SL_SAE_TERMS; i++) {
     if (!state->codes[i]) continue;
     term_buffers *term = &state->buffers.terms[i];
     int64_t ends = config->d_sae + 1, entries = state->piece_rows * state->most[i];
@@ -82,6 +80,9 @@ static sl_codes_index index_of(const term_buffers *term) {
                            .values = sl_tensor_data(term->index_values) };
 }
 
+/* Addresses within the numbers; the host may not look behind them. */
+static sl_sae_numbers *numbers_of(const loss_state *state) { return sl_tensor_data(state->numbers); }
+
 /* -- A piece forward -- */
 
 typedef struct { int64_t first, rows; } piece_span;
@@ -97,43 +98,39 @@ static const float *rows_of(const loss_state *state, piece_span span) {
 
 /* The k best of the 4k best, appended to the main codes. */
 static sl_status take_prefix(loss_state *state, piece_span span) {
-  sl_codes *main = state->codes[TERM_MAIN];
-  int64_t entries = 0;
-  sl_codes_view out = sl_codes_rows(main, span.first, span.rows);
-  out.ids += main->entries;
-  out.values += main->entries;
-  sl_sae_codes_prefix_args args = { .codes = sl_codes_rows(state->codes[TERM_MULTI], span.first, span.rows),
-                                    .out = out,
-                                    .k = state->most[TERM_MAIN],
-                                    .base = main->entries,
-                                    .entries = &entries };
-  SL_TRY(SAE_RUN(state->sae->device, sae_codes_prefix, &args));
-  main->entries += entries;
-  return SL_OK;
+  sl_tensor *workspace = NULL;
+  sl_sae_codes_prefix_args args = { .codes = sl_codes_rows(state->codes[SL_SAE_MULTI], span.first, span.rows),
+                                    .out = sl_codes_rows(state->codes[SL_SAE_MAIN], span.first, span.rows),
+                                    .k = state->most[SL_SAE_MAIN] };
+  SAE_WORKSPACE(state->sae->device, sae_codes_prefix, &args, &workspace);
+  sl_status status = SAE_RUN(state->sae->device, sae_codes_prefix, &args);
+  sl_tensor_release(workspace);
+  return status;
 }
 
-static sl_status encode_piece(loss_state *state, piece_span span, int64_t *nonfinite) {
-  int widest = state->codes[TERM_MULTI] ? TERM_MULTI : TERM_MAIN;
+static sl_status encode_piece(loss_state *state, piece_span span) {
+  int widest = state->codes[SL_SAE_MULTI] ? SL_SAE_MULTI : SL_SAE_MAIN;
   sl_sae_encode_request request = { .x = rows_of(state, span),
                                     .first = span.first,
                                     .rows = span.rows,
                                     .k = state->most[widest],
                                     .dtype = state->opts.dtype,
                                     .codes = state->codes[widest],
-                                    .u = sl_tensor_data(state->buffers.u) };
-  if (state->codes[TERM_AUXK]) {
+                                    .u = sl_tensor_data(state->buffers.u),
+                                    .nonfinite = &numbers_of(state)->nonfinite };
+  if (state->codes[SL_SAE_AUXK]) {
     request.dead = state->dead_mask;
-    request.k_dead = state->most[TERM_AUXK];
-    request.dead_codes = state->codes[TERM_AUXK];
+    request.k_dead = state->most[SL_SAE_AUXK];
+    request.dead_codes = state->codes[SL_SAE_AUXK];
   }
   SL_TRY(sl__sae_encode_rows(state->sae, &request));
-  *nonfinite += request.nonfinite;
-  return widest == TERM_MULTI ? take_prefix(state, span) : SL_OK;
+  return widest == SL_SAE_MULTI ? take_prefix(state, span) : SL_OK;
 }
 
 static sl_status index_term(loss_state *state, int i, piece_span span) {
   sl_tensor *workspace = NULL;
   sl_sae_index_codes_args args = { .codes = sl_codes_rows(state->codes[i], span.first, span.rows),
+                                   .most = span.rows * state->most[i],
                                    .index = index_of(&state->buffers.terms[i]) };
   SAE_WORKSPACE(state->sae->device, sae_index_codes, &args, &workspace);
   sl_status status = SAE_RUN(state->sae->device, sae_index_codes, &args);
@@ -141,17 +138,19 @@ static sl_status index_term(loss_state *state, int i, piece_span span) {
   return status;
 }
 
-/* Residual of a term and its sum of squares; `cosine` (main only) may be NULL. */
-static sl_status term_residual(loss_state *state, int i, piece_span span, double *squares, double *cosine) {
+/* Residual of a term; its sums are added to the numbers when `count` says so. */
+static sl_status term_residual(loss_state *state, int i, piece_span span, bool count) {
   sl_sae *sae = state->sae;
   term_buffers *term = &state->buffers.terms[i];
+  sl_sae_numbers *numbers = numbers_of(state);
   sl_tensor *workspace = NULL;
   sl_sae_decode_residual_args args = {
     .n = span.rows, .m = sae->config.d_sae, .d = sae->config.d_in, .index = index_of(term),
     .w_dec = sl_tensor_f32(sae->parameters[SL_SAE_W_DEC]), .residual = sl_tensor_data(term->residual),
-    .column_sums = sl_tensor_data(term->column_sums), .sum_squares = squares, .cosine = cosine };
-  if (i == TERM_AUXK) {
-    args.target_slabs = sl_tensor_data(state->buffers.terms[TERM_MAIN].residual);
+    .column_sums = sl_tensor_data(term->column_sums), .sum_squares = count ? &numbers->sum_squares[i] : NULL,
+    .cosine = count && i == SL_SAE_MAIN ? &numbers->cosine : NULL };
+  if (i == SL_SAE_AUXK) {
+    args.target_slabs = sl_tensor_data(state->buffers.terms[SL_SAE_MAIN].residual);
   } else {
     args.target = rows_of(state, span);
     args.b_dec = sl_tensor_f32(sae->parameters[SL_SAE_B_DEC]);
@@ -162,15 +161,12 @@ static sl_status term_residual(loss_state *state, int i, piece_span span, double
   return status;
 }
 
-/* Index and residual of every term; sums[i] (+)= sum of squares. */
-static sl_status residuals(loss_state *state, piece_span span, double sums[TERMS], double *cosine) {
-  for (int i = 0; i < TERMS; i++) {
+/* Index and residual of every term. */
+static sl_status residuals(loss_state *state, piece_span span, bool count) {
+  for (int i = 0; i < SL_SAE_TERMS; i++) {
     if (!state->codes[i]) continue;
-    double squares = 0, cosines = 0;
     SL_TRY(index_term(state, i, span));
-    SL_TRY(term_residual(state, i, span, &squares, cosine && i == TERM_MAIN ? &cosines : NULL));
-    sums[i] += squares;
-    if (cosine) *cosine += cosines;
+    SL_TRY(term_residual(state, i, span, count));
   }
   return SL_OK;
 }
@@ -195,86 +191,96 @@ static sl_status make_codes(loss_state *state, int i, int64_t most) {
                          state->x->shape[0] * most, &state->codes[i]);
 }
 
-/* Which latents are dead, and so whether there is an AuxK term. */
-static sl_status find_dead(loss_state *state, int64_t *dead) {
+/* Which latents are dead, and the AuxK term. A latent that is not dead is never chosen, so the term needs no count
+ * of the dead ones; but where looking at the count costs nothing, a term without dead latents is left out. */
+static sl_status find_dead(loss_state *state) {
   sl_sae *sae = state->sae;
-  SL_TRY(sl_tensor_create(sae->device, SL_U8, 1, &sae->config.d_sae, &state->dead_mask));
-  sl_sae_mask_args args = { .m = sae->config.d_sae,
+  int64_t latents = sae->config.d_sae, wanted = sae->config.d_in / 2 > 0 ? sae->config.d_in / 2 : 1;
+  SL_TRY(sl_tensor_create(sae->device, SL_U8, 1, &latents, &state->dead_mask));
+  sl_sae_mask_args args = { .m = latents,
                             .bound = state->opts.dead_feature_threshold,
                             .value = sl_tensor_data(sae->tokens_since_fired),
                             .mask = sl_tensor_data(state->dead_mask),
-                            .count = dead };
+                            .count = &numbers_of(state)->dead };
   SL_TRY(SAE_RUN(sae->device, sae_mask, &args));
-  if (*dead == 0) return SL_OK;
-  int64_t wanted = sae->config.d_in / 2 > 0 ? sae->config.d_in / 2 : 1;
-  state->aux_scale = *dead < wanted ? (double)*dead / (double)wanted : 1;
-  return make_codes(state, TERM_AUXK, *dead < wanted ? *dead : wanted);
+  state->aux_wanted = wanted;
+  int64_t most = wanted < latents ? wanted : latents;
+  if (sae->device->host_memory && numbers_of(state)->dead < most) most = numbers_of(state)->dead;
+  return most > 0 ? make_codes(state, SL_SAE_AUXK, most) : SL_OK;
 }
 
-static sl_status total_variance(const loss_state *state, double *out) {
-  sl_tensor *workspace = NULL;
-  sl_sae_center_args args = {
-    .n = state->x->shape[0], .d = state->x->shape[1], .x = sl_tensor_f32(state->x), .total_variance = out
-  };
-  SAE_WORKSPACE(state->sae->device, sae_center, &args, &workspace);
-  sl_status status = SAE_RUN(state->sae->device, sae_center, &args);
-  sl_tensor_release(workspace);
-  return status;
+static sl_status total_variance(loss_state *state) {
+  sl_sae_center_args args = { .n = state->x->shape[0], .d = state->x->shape[1], .x = sl_tensor_f32(state->x),
+                              .total_variance = &numbers_of(state)->total_variance };
+  return sl__sae_center(state->sae->device, &args);
 }
 
-static sl_status prepare(loss_state *state, sl_sae_loss *loss) {
+static sl_status prepare(loss_state *state) {
   const sl_sae_loss_opts *opts = &state->opts;
   int64_t tokens = state->x->shape[0], steps = opts->micro_acc_steps > 1 ? opts->micro_acc_steps : 1;
   state->piece_rows = (tokens + steps - 1) / steps;
   state->pieces = (tokens + state->piece_rows - 1) / state->piece_rows;
-  loss->tokens = tokens;
-  loss->total_variance = opts->total_variance;
-  if (opts->total_variance == 0) SL_TRY(total_variance(state, &loss->total_variance));
-  if (opts->kind == SL_SAE_FVU && loss->total_variance == 0)
-    return sl_fail(SL_EINVAL,
-                   "loss: the %lld tokens of the batch are all equal, so the fraction of variance "
-                   "unexplained is undefined",
-                   (long long)tokens);
-  state->denominator =
-      opts->kind == SL_SAE_FVU ? loss->total_variance : (double)(tokens * state->sae->config.d_in);
-  SL_TRY(make_codes(state, TERM_MAIN, opts->k));
-  if (opts->auxk_alpha > 0) SL_TRY(find_dead(state, &loss->dead));
+  SL_TRY(sl__sae_zeros(state->sae->device, sizeof(sl_sae_numbers), &state->numbers));
+  if (opts->total_variance == 0) SL_TRY(total_variance(state));
+  SL_TRY(make_codes(state, SL_SAE_MAIN, opts->k));
+  if (opts->auxk_alpha > 0) SL_TRY(find_dead(state));
   int64_t latents = state->sae->config.d_sae;
   if (opts->multi_alpha > 0)
-    SL_TRY(make_codes(state, TERM_MULTI, opts->k < latents / 4 ? 4 * opts->k : latents));
+    SL_TRY(make_codes(state, SL_SAE_MULTI, opts->k < latents / 4 ? 4 * opts->k : latents));
   return make_buffers(state);
 }
 
 /* -- Forward -- */
 
-static void fill_results(const loss_state *state, sl_sae_loss *loss, const double sums[TERMS],
-                         double cosine) {
-  double tokens = (double)loss->tokens, bad = NAN;
-  bool sound = loss->nonfinite == 0 && isfinite(sums[TERM_MAIN]) && isfinite(loss->total_variance);
-  double main = sound ? sums[TERM_MAIN] : bad;
-  loss->mse = main / (tokens * (double)state->sae->config.d_in);
-  loss->fvu = main / loss->total_variance;
-  loss->explained_variance = 1 - loss->fvu;
-  loss->l0 = (double)state->codes[TERM_MAIN]->entries / tokens;
-  loss->cosine = sound ? cosine / tokens : bad;
-  loss->auxk = state->aux_scale * sums[TERM_AUXK] / state->denominator;
-  loss->multi_topk = sums[TERM_MULTI] / state->denominator;
-  loss->loss = main / state->denominator + state->opts.auxk_alpha * loss->auxk +
-               state->opts.multi_alpha * loss->multi_topk;
+static sl_status compute_numbers(loss_state *state) {
+  const sl_sae_loss_opts *opts = &state->opts;
+  sl_sae_loss_numbers_args args = { .numbers = numbers_of(state),
+                                    .offsets = sl_tensor_data(state->codes[SL_SAE_MAIN]->offsets),
+                                    .tokens = state->x->shape[0],
+                                    .d = state->sae->config.d_in,
+                                    .aux_wanted = state->aux_wanted,
+                                    .fvu = opts->kind == SL_SAE_FVU,
+                                    .total_variance = opts->total_variance,
+                                    .auxk_alpha = opts->auxk_alpha,
+                                    .multi_alpha = opts->multi_alpha };
+  return SAE_RUN(state->sae->device, sae_loss_numbers, &args);
 }
 
-static sl_status forward(loss_state *state, sl_sae_loss *loss) {
-  double sums[TERMS] = {0}, cosine = 0;
-  SL_TRY(prepare(state, loss));
+static sl_status forward(loss_state *state) {
+  SL_TRY(prepare(state));
   for (int64_t piece = 0; piece < state->pieces; piece++) {
     SL_TRY(sl_interrupt_check());
     piece_span span = span_of(state, piece);
-    SL_TRY(encode_piece(state, span, &loss->nonfinite));
-    SL_TRY(residuals(state, span, sums, &cosine));
+    SL_TRY(encode_piece(state, span));
+    SL_TRY(residuals(state, span, true));
   }
-  fill_results(state, loss, sums, cosine);
+  SL_TRY(compute_numbers(state));
   state->kept = state->pieces == 1;
   if (!state->kept) release_buffers(&state->buffers);
+  return SL_OK;
+}
+
+sl_status sl_sae_loss_read(sl_sae_loss *loss) {
+  if (loss->read) return SL_OK;
+  sl_sae_numbers n;
+  SL_TRY(sl_tensor_read(loss->state->numbers, &n, sizeof n));
+  loss->read = true;
+  loss->loss = n.loss;
+  loss->mse = n.mse;
+  loss->fvu = n.fvu;
+  loss->explained_variance = 1 - n.fvu;
+  loss->l0 = (double)n.entries / (double)loss->tokens;
+  loss->cosine = n.mean_cosine;
+  loss->auxk = n.auxk;
+  loss->multi_topk = n.multi_topk;
+  loss->total_variance = n.total_variance;
+  loss->nonfinite = n.nonfinite;
+  loss->dead = n.dead;
+  if (loss->state->opts.kind == SL_SAE_FVU && n.total_variance == 0)
+    return sl_fail(SL_EINVAL,
+                   "loss: the %lld tokens of the batch are all equal, so the fraction of variance "
+                   "unexplained is undefined",
+                   (long long)loss->tokens);
   return SL_OK;
 }
 
@@ -294,8 +300,9 @@ sl_status sl_sae_loss_create(sl_sae *sae, const sl_tensor *x, const sl_sae_loss_
     return status;
   }
   *state = (loss_state){ .sae = sl_sae_retain(sae), .x = input, .opts = chosen };
-  *loss = (sl_sae_loss){ .references = 1, .state = state };
-  status = forward(state, loss);
+  *loss = (sl_sae_loss){ .references = 1, .state = state, .tokens = input->shape[0] };
+  status = forward(state);
+  if (status == SL_OK && sae->device->host_memory) status = sl_sae_loss_read(loss);
   if (status != SL_OK) {
     sl_sae_loss_release(loss);
     return status;
@@ -309,31 +316,36 @@ sl_sae_loss *sl_sae_loss_retain(sl_sae_loss *loss) {
   return loss;
 }
 
+/* Everything but the numbers. */
+static void release_batch(loss_state *state) {
+  release_buffers(&state->buffers);
+  for (int i = 0; i < SL_SAE_TERMS; i++) {
+    sl_codes_release(state->codes[i]);
+    state->codes[i] = NULL;
+  }
+  sl__drop(&state->dead_mask);
+  sl__drop(&state->x);
+}
+
 void sl_sae_loss_release(sl_sae_loss *loss) {
   if (!loss || --loss->references > 0) return;
   loss_state *state = loss->state;
-  release_buffers(&state->buffers);
-  for (int i = 0; i < TERMS; i++) sl_codes_release(state->codes[i]);
-  sl_tensor_release(state->dead_mask);
-  sl_tensor_release(state->x);
+  release_batch(state);
+  sl_tensor_release(state->numbers);
   sl_sae_release(state->sae);
   sl_mem_free(state);
   sl_mem_free(loss);
 }
 
-sl_codes *sl_sae_loss_codes(const sl_sae_loss *loss) {
-  return sl_codes_retain(loss->state->codes[TERM_MAIN]);
+sl_status sl_sae_loss_codes(const sl_sae_loss *loss, sl_codes **out) {
+  sl_codes *codes = loss->state->codes[SL_SAE_MAIN];
+  if (!codes) return sl_fail(SL_ESTATE, "codes: this loss has been through backward: ask before");
+  SL_TRY(sl_codes_settle(codes));
+  *out = sl_codes_retain(codes);
+  return SL_OK;
 }
 
 /* -- Backward -- */
-
-/* d loss / d (sum of squares of the term's residual). */
-static double term_weight(const loss_state *state, int i) {
-  double weight = 1 / state->denominator;
-  if (i == TERM_AUXK) weight *= state->opts.auxk_alpha * state->aux_scale;
-  if (i == TERM_MULTI) weight *= state->opts.multi_alpha;
-  return weight;
-}
 
 static sl_status backward_term(loss_state *state, int i, piece_span span, double grad_scale) {
   sl_sae *sae = state->sae;
@@ -344,11 +356,12 @@ static sl_status backward_term(loss_state *state, int i, piece_span span, double
                                 .d_out = sae->config.d_in,
                                 .index = index_of(term),
                                 .residual = sl_tensor_data(term->residual),
-                                .scale = (float)(-2 * grad_scale * term_weight(state, i)),
+                                .scale = grad_scale,
+                                .factor = &numbers_of(state)->factor[i],
                                 .u = sl_tensor_data(state->buffers.u),
                                 .w_dec = sl_tensor_f32(sae->parameters[SL_SAE_W_DEC]),
                                 .code_gradients = sl_tensor_f32(term->code_gradients) };
-  if (i != TERM_AUXK)
+  if (i != SL_SAE_AUXK)
     args.column_sums = sl_tensor_data(term->column_sums); /* AuxK reconstructs without b_dec */
   SL_TRY(sl__sae_gradients(sae, &args.gradients));
   return SAE_RUN(sae->device, sae_backward, &args);
@@ -363,7 +376,7 @@ static sl_status make_backward_buffers(loss_state *state) {
     release_buffers(&state->buffers);
     SL_TRY(make_buffers(state));
   }
-  for (int i = 0; i < TERMS; i++) {
+  for (int i = 0; i < SL_SAE_TERMS; i++) {
     if (!state->codes[i] || state->buffers.terms[i].code_gradients) continue;
     int64_t entries = state->piece_rows * state->most[i];
     SL_TRY(
@@ -377,7 +390,7 @@ static sl_status note_fired(loss_state *state, int64_t tokens) {
   sl_sae *sae = state->sae;
   sl_sae_note_fired_args args = { .m = sae->config.d_sae,
                                   .tokens = tokens,
-                                  .offsets = sl_tensor_data(state->buffers.terms[TERM_MAIN].index_offsets),
+                                  .offsets = sl_tensor_data(state->buffers.terms[SL_SAE_MAIN].index_offsets),
                                   .since = sl_tensor_data(sae->tokens_since_fired),
                                   .counts = sl_tensor_data(sae->fire_counts) };
   return SAE_RUN(sae->device, sae_note_fired, &args);
@@ -386,11 +399,10 @@ static sl_status note_fired(loss_state *state, int64_t tokens) {
 static sl_status backward_piece(loss_state *state, int64_t piece, double grad_scale) {
   piece_span span = span_of(state, piece);
   if (!state->kept) {
-    double unused[TERMS] = {0};
     SL_TRY(sl__sae_pack_slabs(state->sae, rows_of(state, span), span.rows, sl_tensor_data(state->buffers.u)));
-    SL_TRY(residuals(state, span, unused, NULL));
+    SL_TRY(residuals(state, span, false));
   }
-  for (int i = 0; i < TERMS; i++)
+  for (int i = 0; i < SL_SAE_TERMS; i++)
     if (state->codes[i]) SL_TRY(backward_term(state, i, span, grad_scale));
   return note_fired(state, piece == 0 ? state->x->shape[0] : 0);
 }
@@ -398,7 +410,7 @@ static sl_status backward_piece(loss_state *state, int64_t piece, double grad_sc
 sl_status sl_sae_backward(sl_sae_loss *loss, double grad_scale) {
   loss_state *state = loss->state;
   if (state->spent) return sl_fail(SL_ESTATE, "backward: this loss has been through backward already");
-  if (!isfinite(loss->loss))
+  if (loss->read && !isfinite(loss->loss))
     return sl_fail(SL_EINVAL,
                    "backward: the loss is not finite (%lld of %lld tokens have pre-activations that are not)",
                    (long long)loss->nonfinite, (long long)loss->tokens);
@@ -407,6 +419,6 @@ sl_status sl_sae_backward(sl_sae_loss *loss, double grad_scale) {
   state->spent = true;
   for (int64_t piece = 0; piece < state->pieces; piece++) SL_TRY(backward_piece(state, piece, grad_scale));
   state->sae->window_tokens += loss->tokens;
-  release_buffers(&state->buffers);
+  release_batch(state);
   return SL_OK;
 }

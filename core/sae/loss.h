@@ -32,6 +32,7 @@ sl_sae_loss_opts sl_sae_loss_defaults(void);
 
 typedef struct sl_sae_loss {
   int references;
+  bool read;                       /* the numbers below are there, but for tokens, which always is */
   double loss, mse, fvu, explained_variance; /* explained_variance = 1 - fvu */
   double l0;                       /* mean entries per token */
   double cosine;                   /* mean over tokens of cos(x, x_hat) */
@@ -48,11 +49,16 @@ sl_status sl_sae_loss_create(sl_sae *sae, const sl_tensor *x, const sl_sae_loss_
 sl_sae_loss *sl_sae_loss_retain(sl_sae_loss *loss);
 void sl_sae_loss_release(sl_sae_loss *loss); /* NULL is allowed */
 
-/* The codes of the batch (k, not 4k): a new reference. */
-sl_codes *sl_sae_loss_codes(const sl_sae_loss *loss);
+/* Fetches the numbers, once; waits for the device. Where the host can look without waiting (the CPU) they are there
+ * from the start. SL_EINVAL for fvu of tokens that are all equal. */
+sl_status sl_sae_loss_read(sl_sae_loss *loss);
+
+/* The codes of the batch (k, not 4k), settled: a new reference. */
+sl_status sl_sae_loss_codes(const sl_sae_loss *loss, sl_codes **out);
 
 /* Adds grad_scale * d loss to the dictionary's gradients (1 / grad_acc_steps for an average) and counts what
- * fired. Once for each loss (SL_ESTATE otherwise), and before the parameters change. */
+ * fired; then only the numbers are left. Once for each loss (SL_ESTATE otherwise), and before the parameters change. A loss that is known not to be
+ * finite is refused (SL_EINVAL); one that nobody has looked at makes gradients that the optimiser refuses. */
 sl_status sl_sae_backward(sl_sae_loss *loss, double grad_scale);
 
 /* A copy of the gradient gathered so far, dense, before projection and clipping; zeros if there is none. */

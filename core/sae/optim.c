@@ -38,6 +38,7 @@ sl_status sl_sae_optim_create(sl_sae *sae, const sl_sae_optim_config *config, sl
   SL_TRY(sl_mem_alloc(sizeof *optim, "an SAE optimiser", (void **)&optim));
   *optim = (sl_sae_optim){ .references = 1, .sae = sl_sae_retain(sae), .config = chosen };
   sl_status status = make_moments(optim);
+  if (status == SL_OK) status = sl__sae_zeros(sae->device, sizeof(double), &optim->sum_squares);
   if (status != SL_OK) {
     sl_sae_optim_release(optim);
     return status;
@@ -55,13 +56,23 @@ void sl_sae_optim_release(sl_sae_optim *optim) {
   if (!optim || --optim->references > 0) return;
   for (int which = 0; which < 2; which++)
     for (int i = 0; i < SL_SAE_PARAMETERS; i++) sl_tensor_release(optim->moments[which][i]);
+  sl_tensor_release(optim->sum_squares);
   sl_sae_release(optim->sae);
   sl_mem_free(optim);
 }
 
-static double clip_scale(const sl_sae_optim *optim) {
-  double most = optim->config.clip_norm;
-  return most > 0 && optim->grad_norm > most ? most / optim->grad_norm : 1;
+sl_status sl_sae_optim_grad_norm(const sl_sae_optim *optim, double *out) {
+  double squares;
+  SL_TRY(sl_tensor_read(optim->sum_squares, &squares, sizeof squares));
+  *out = optim->stepped && isfinite(squares) ? sqrt(squares) : NAN;
+  return SL_OK;
+}
+
+/* Only where looking costs nothing. */
+static sl_status refuse_nonfinite(const sl_sae_optim *optim) {
+  if (!optim->sae->device->host_memory || isfinite(*(const double *)sl_tensor_data(optim->sum_squares)))
+    return SL_OK;
+  return sl_fail(SL_EINVAL, "optim: the gradient is not finite; weights and moments were left alone");
 }
 
 sl_status sl_sae_optim_step(sl_sae_optim *optim, double lr) {
@@ -69,18 +80,17 @@ sl_status sl_sae_optim_step(sl_sae_optim *optim, double lr) {
   const sl_sae_optim_config *config = &optim->config;
   SL_TRY(sl_interrupt_check());
   if (!isfinite(lr)) return sl_fail(SL_EINVAL, "optim: the learning rate is not finite");
-  double squares = NAN;
-  SL_TRY(sl__sae_finish_gradients(sae, &squares));
-  optim->grad_norm = isfinite(squares) ? sqrt(squares) : NAN;
-  if (!isfinite(squares))
-    return sl_fail(SL_EINVAL, "optim: the gradient is not finite; weights and moments were left alone");
+  SL_TRY(sl__sae_finish_gradients(sae, sl_tensor_data(optim->sum_squares)));
+  optim->stepped = true;
+  SL_TRY(refuse_nonfinite(optim));
   sl_sae_update_args args = { .m = sae->config.d_sae,
                               .d_in = sae->config.d_in,
                               .d_out = sae->config.d_in,
                               .rule = config->rule,
                               .parameters = sl__sae_parameters(sae->parameters),
                               .total_b_dec = sl_tensor_f32(sae->gradients->total_b_dec),
-                              .scale = (float)clip_scale(optim),
+                              .sum_squares = sl_tensor_data(optim->sum_squares),
+                              .clip_norm = config->clip_norm,
                               .project = sae->config.normalize_decoder,
                               .unit_rows = sae->config.normalize_decoder,
                               .lr = (float)lr,

@@ -25,7 +25,8 @@ typedef struct sl_sae_optim {
   sl_sae *sae;                     /* retained */
   sl_sae_optim_config config;
   int64_t step;                    /* steps taken; set it when a checkpoint is loaded */
-  double grad_norm; /* of the last step, after projection, before the clip; NaN if it was not finite */
+  bool stepped;                    /* sum_squares holds something */
+  sl_tensor *sum_squares;          /* of the last gradient, on the device; private: see sl_sae_optim_grad_norm */
   sl_tensor *moments[2][SL_SAE_PARAMETERS]; /* adam: m and v of each parameter's shape; NULL for sgd */
 } sl_sae_optim;
 
@@ -35,8 +36,13 @@ sl_status sl_sae_optim_create(sl_sae *sae, const sl_sae_optim_config *config, sl
 sl_sae_optim *sl_sae_optim_retain(sl_sae_optim *optim);
 void sl_sae_optim_release(sl_sae_optim *optim); /* NULL is allowed */
 
-/* A gradient that is not finite is refused (SL_EINVAL), weights and moments untouched. */
+/* A gradient that is not finite leaves weights and moments untouched. Where the host can see that without waiting
+ * (the CPU) the step fails with SL_EINVAL; elsewhere every later step does nothing too, and the norm is NaN. */
 sl_status sl_sae_optim_step(sl_sae_optim *optim, double lr);
+
+/* The gradient's norm at the last step, after projection and before the clip; NaN if it was not finite or there was
+ * no step. Waits for the device. */
+sl_status sl_sae_optim_grad_norm(const sl_sae_optim *optim, double *out);
 
 /* State to save, by number from 0 (SL_ENOTFOUND beyond the last): name ("W_enc.m", "b_dec.v",
  * "tokens_since_fired", "fire_counts") and a new reference to the live tensor. `step` and sae->window_tokens

@@ -45,6 +45,11 @@ sl_status sl__sae_bytes(sl_device *device, size_t bytes, sl_tensor **out) {
   return sl_tensor_create(device, SL_U8, 1, &shape, out);
 }
 
+sl_status sl__sae_zeros(sl_device *device, size_t bytes, sl_tensor **out) {
+  int64_t shape = (int64_t)bytes;
+  return sl_tensor_zeros(device, SL_U8, 1, &shape, out);
+}
+
 sl_sae_parameters sl__sae_parameters(sl_tensor *const tensors[SL_SAE_PARAMETERS]) {
   return (sl_sae_parameters){ .w_enc = sl_tensor_f32(tensors[SL_SAE_W_ENC]),
                               .b_enc = sl_tensor_f32(tensors[SL_SAE_B_ENC]),
@@ -188,9 +193,18 @@ sl_status sl__sae_encoder(sl_sae *sae, sl_dtype dtype, const void **out) {
 
 /* -- Start of b_dec -- */
 
-static sl_status center_of(sl_sae *sae, const sl_tensor *x, bool median, sl_tensor *out) {
-  double variance;
+sl_status sl__sae_center(sl_device *device, sl_sae_center_args *args) {
   sl_tensor *workspace = NULL;
+  SAE_WORKSPACE(device, sae_center, args, &workspace);
+  sl_status status = SAE_RUN(device, sae_center, args);
+  sl_tensor_release(workspace);
+  return status;
+}
+
+static sl_status center_of(sl_sae *sae, const sl_tensor *x, bool median, sl_tensor *out) {
+  double variance = NAN;
+  sl_tensor *number;
+  SL_TRY(sl__sae_zeros(sae->device, sizeof variance, &number));
   sl_sae_center_args args = { .n = x->shape[0],
                               .d = x->shape[1],
                               .x = sl_tensor_f32(x),
@@ -198,10 +212,10 @@ static sl_status center_of(sl_sae *sae, const sl_tensor *x, bool median, sl_tens
                               .tolerance = 1e-5,
                               .max_iterations = 100,
                               .center = sl_tensor_f32(out),
-                              .total_variance = &variance };
-  SAE_WORKSPACE(sae->device, sae_center, &args, &workspace);
-  sl_status status = SAE_RUN(sae->device, sae_center, &args);
-  sl_tensor_release(workspace);
+                              .total_variance = sl_tensor_data(number) };
+  sl_status status = sl__sae_center(sae->device, &args);
+  if (status == SL_OK) status = sl_tensor_read(number, &variance, sizeof variance);
+  sl_tensor_release(number);
   SL_TRY(status);
   if (!isfinite(variance))
     return sl_fail(SL_EINVAL, "sae: b_dec cannot start at the centre of values that are not finite");
@@ -265,14 +279,6 @@ sl_status sl__sae_pack_slabs(const sl_sae *sae, const float *x, int64_t rows, fl
   return pack(sae, x, rows, SL_F32, NULL, slabs);
 }
 
-/* Where rows from `first` of codes go. */
-static sl_codes_view append_view(sl_codes *codes, int64_t first, int64_t rows) {
-  sl_codes_view view = sl_codes_rows(codes, first, rows);
-  view.ids += codes->entries;
-  view.values += codes->entries;
-  return view;
-}
-
 static sl_status encode_rows(sl_sae *sae, sl_sae_encode_request *request, sl_tensor **panels,
                              sl_tensor **workspace) {
   const void *encoder;
@@ -284,7 +290,6 @@ static sl_status encode_rows(sl_sae *sae, sl_sae_encode_request *request, sl_ten
   SL_TRY(SAE_RUN(sae->device, sae_pack, &query));
   SL_TRY(sl__sae_bytes(sae->device, panel_bytes, panels));
   SL_TRY(pack(sae, request->x, request->rows, request->dtype, sl_tensor_data(*panels), request->u));
-  int64_t entries = 0, dead_entries = 0, nonfinite = 0;
   sl_sae_encode_topk_args args = { .n = request->rows,
                                    .d = sae->config.d_in,
                                    .m = sae->config.d_sae,
@@ -293,23 +298,15 @@ static sl_status encode_rows(sl_sae *sae, sl_sae_encode_request *request, sl_ten
                                    .w = encoder,
                                    .dtype = request->dtype,
                                    .bias = sl_tensor_f32(sae->parameters[SL_SAE_B_ENC]),
-                                   .codes = append_view(request->codes, request->first, request->rows),
-                                   .base = request->codes->entries,
-                                   .entries = &entries,
-                                   .nonfinite = &nonfinite };
+                                   .codes = sl_codes_rows(request->codes, request->first, request->rows),
+                                   .nonfinite = request->nonfinite };
   if (request->dead) {
     args.dead = sl_tensor_data(request->dead);
     args.k_dead = request->k_dead;
-    args.dead_codes = append_view(request->dead_codes, request->first, request->rows);
-    args.dead_base = request->dead_codes->entries;
-    args.dead_entries = &dead_entries;
+    args.dead_codes = sl_codes_rows(request->dead_codes, request->first, request->rows);
   }
   SAE_WORKSPACE(sae->device, sae_encode_topk, &args, workspace);
-  SL_TRY(SAE_RUN(sae->device, sae_encode_topk, &args));
-  request->codes->entries += entries;
-  if (request->dead) request->dead_codes->entries += dead_entries;
-  request->nonfinite += nonfinite;
-  return SL_OK;
+  return SAE_RUN(sae->device, sae_encode_topk, &args);
 }
 
 sl_status sl__sae_encode_rows(sl_sae *sae, sl_sae_encode_request *request) {
@@ -323,19 +320,26 @@ sl_status sl__sae_encode_rows(sl_sae *sae, sl_sae_encode_request *request) {
 /* In runs of rows, so that a long input needs little work memory. */
 static sl_status encode_all(sl_sae *sae, const sl_tensor *x, int64_t k, sl_dtype dtype, sl_codes *codes) {
   enum { RUN = 8192 };
-  sl_sae_encode_request request = { .k = k, .dtype = dtype, .codes = codes };
-  for (request.first = 0; request.first < codes->rows; request.first += RUN) {
-    SL_TRY(sl_interrupt_check());
+  int64_t one = 1, nonfinite = 0;
+  sl_tensor *counter;
+  SL_TRY(sl_tensor_zeros(sae->device, SL_I64, 1, &one, &counter));
+  sl_sae_encode_request request = { .k = k, .dtype = dtype, .codes = codes, .nonfinite = sl_tensor_data(counter) };
+  sl_status status = SL_OK;
+  for (; status == SL_OK && request.first < codes->rows; request.first += RUN) {
     request.x = sl_tensor_f32(x) + request.first * sae->config.d_in;
     request.rows = codes->rows - request.first < RUN ? codes->rows - request.first : RUN;
-    SL_TRY(sl__sae_encode_rows(sae, &request));
+    status = sl_interrupt_check();
+    if (status == SL_OK) status = sl__sae_encode_rows(sae, &request);
   }
-  if (request.nonfinite > 0)
+  if (status == SL_OK) status = sl_tensor_read(counter, &nonfinite, sizeof nonfinite);
+  sl_tensor_release(counter);
+  SL_TRY(status);
+  if (nonfinite > 0)
     return sl_fail(SL_EINVAL,
                    "encode: %lld of %lld tokens have pre-activations that are NaN or infinite; look at the "
                    "input and the weights",
-                   (long long)request.nonfinite, (long long)codes->rows);
-  return SL_OK;
+                   (long long)nonfinite, (long long)codes->rows);
+  return sl_codes_settle(codes);
 }
 
 sl_status sl_sae_encode(sl_sae *sae, const sl_tensor *x, const sl_sae_encode_opts *opts, sl_codes **out) {
@@ -384,12 +388,15 @@ sl_status sl_sae_decode(sl_sae *sae, const sl_codes *codes, sl_tensor **out) {
 
 static sl_status share_beyond(sl_sae *sae, const sl_tensor *values, int64_t bound, bool below, double *out) {
   int64_t count = 0;
-  sl_sae_mask_args args = {
-    .m = sae->config.d_sae, .bound = bound, .below = below, .value = sl_tensor_data(values), .count = &count
-  };
-  SL_TRY(SAE_RUN(sae->device, sae_mask, &args));
+  sl_tensor *number;
+  SL_TRY(sl__sae_zeros(sae->device, sizeof count, &number));
+  sl_sae_mask_args args = { .m = sae->config.d_sae, .bound = bound, .below = below,
+                            .value = sl_tensor_data(values), .count = sl_tensor_data(number) };
+  sl_status status = SAE_RUN(sae->device, sae_mask, &args);
+  if (status == SL_OK) status = sl_tensor_read(number, &count, sizeof count);
+  sl_tensor_release(number);
   *out = (double)count / (double)sae->config.d_sae;
-  return SL_OK;
+  return status;
 }
 
 sl_status sl_sae_dead_fraction(sl_sae *sae, int64_t tokens, double *out) {

@@ -28,6 +28,9 @@ sl_status sl__sae_no_kernel(const sl_device *device, const char *kernel);
 /* Uninitialised bytes as a u8 tensor. */
 sl_status sl__sae_bytes(sl_device *device, size_t bytes, sl_tensor **out);
 
+/* Zeroed memory for numbers that kernels write and `sl_tensor_read` fetches. */
+sl_status sl__sae_zeros(sl_device *device, size_t bytes, sl_tensor **out);
+
 /* Releases and forgets. */
 static inline void sl__drop(sl_tensor **tensor) {
   sl_tensor_release(*tensor);
@@ -43,7 +46,7 @@ typedef struct sl_sae_gradient_store {
 /* Made and zeroed on first use. */
 sl_status sl__sae_gradients(sl_sae *sae, sl_sae_gradients *out);
 void sl__sae_gradients_release(sl_sae *sae);
-/* Fills total_b_dec; the sum of squares of the whole gradient, projected where the configuration says so. */
+/* Fills total_b_dec; sum_squares (on the device): of the whole gradient, projected where the configuration says so. */
 sl_status sl__sae_finish_gradients(sl_sae *sae, double *sum_squares);
 
 sl_sae_parameters sl__sae_parameters(sl_tensor *const tensors[SL_SAE_PARAMETERS]);
@@ -51,13 +54,16 @@ sl_sae_parameters sl__sae_parameters(sl_tensor *const tensors[SL_SAE_PARAMETERS]
 /* The encoder's weights in `dtype`, making the bf16 copy if it is missing. */
 sl_status sl__sae_encoder(sl_sae *sae, sl_dtype dtype, const void **out);
 
+/* The centre kernel with its workspace. */
+sl_status sl__sae_center(sl_device *device, sl_sae_center_args *args);
+
 /* Checks x [tokens, d_in] f32 and hands out a contiguous reference. */
 sl_status sl__sae_input(const sl_sae *sae, const sl_tensor *x, const char *op, sl_tensor **out);
 /* 0 becomes the configured k; SL_EINVAL outside 1 .. d_sae. */
 sl_status sl__sae_choose_k(const sl_sae *sae, const char *op, int64_t *k);
 
-/* Encodes `rows` rows from x; they become rows first .. first + rows - 1 of codes (and dead_codes), whose
- * entries must end with those of row first - 1. u, if not NULL, receives the slabs of x - b_dec. */
+/* Encodes `rows` rows from x; they become rows first .. first + rows - 1 of codes (and dead_codes), the rows before
+ * them being written. u, if not NULL, receives the slabs of x - b_dec. */
 typedef struct {
   const float *x;
   int64_t first, rows, k;
@@ -67,7 +73,7 @@ typedef struct {
   int64_t k_dead;
   sl_codes *dead_codes;
   float *u;
-  int64_t nonfinite;               /* added to */
+  int64_t *nonfinite;              /* on the device, added to */
 } sl_sae_encode_request;
 sl_status sl__sae_encode_rows(sl_sae *sae, sl_sae_encode_request *request);
 

@@ -99,7 +99,8 @@ static void finish_token(token_lists *lists, int64_t token, const sl_codes_view 
   int32_t k = (int32_t)lists->k;
   if (lists->count[token] > k) shrink(values, ids, lists->count + token, lists->threshold + token, k, k);
   size_t n = (size_t)lists->count[token];
-  memcpy(codes->values + row * lists->k, values, n * sizeof *values);
-  memcpy(codes->ids + row * lists->k, ids, n * sizeof *ids);
+  int64_t at = codes->offsets[0] + row * lists->k;
+  memcpy(codes->values + at, values, n * sizeof *values);
+  memcpy(codes->ids + at, ids, n * sizeof *ids);
   codes->offsets[row + 1] = (int64_t)n; /* the caller sums and closes the gaps */
 }

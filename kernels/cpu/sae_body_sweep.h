@@ -231,14 +231,14 @@ static void backward_range(const backward_job *job, int64_t first, int64_t last)
   float *da = args->code_gradients;
   for (int64_t p = offsets[first]; p < offsets[last]; p++) da[p] = 0;
   sweep decoder = { .args = args, .first = first, .last = last, .d = args->d_out, .rows = args->residual,
-                    .weights = args->w_dec, .coefficients = args->index.values, .scale = args->scale,
+                    .weights = args->w_dec, .coefficients = args->index.values, .scale = job->scale,
                     .gradient = args->gradients.w_dec, .squares = args->gradients.squares_dec, .dots = da,
                     .stream = job->stream && args->d_out % 16 == 0 };
   sweep_slabs(&decoder);
   for (int64_t i = first; i < last; i++) {
     float sum = 0, along = 0;
     for (int64_t p = offsets[i]; p < offsets[i + 1]; p++) {
-      da[p] *= args->scale;
+      da[p] *= job->scale;
       sum += da[p];
       along += da[p] * args->index.values[p];
     }

@@ -71,9 +71,9 @@ static void update_range(const update_job *job, int64_t first, int64_t last) {
   for (int64_t i = first; i < last; i++) {
     bool touched = g->touched[i] != 0;
     int64_t in = i * args->d_in, out = i * args->d_out;
-    row_options enc = { .scale = args->scale, .decay = decay };
-    row_options dec = { .scale = args->scale,
-                        .along = args->project ? args->scale * g->dot_dec[i] : 0,
+    row_options enc = { .scale = job->clip, .decay = decay };
+    row_options dec = { .scale = job->clip,
+                        .along = args->project ? job->clip * g->dot_dec[i] : 0,
                         .decay = decay };
     row_data enc_row = { w->w_enc + in, adam ? m1->w_enc + in : NULL, adam ? m2->w_enc + in : NULL,
                          touched ? g->w_enc + in : NULL, args->d_in };
@@ -93,6 +93,6 @@ static void update_range(const update_job *job, int64_t first, int64_t last) {
 
 /* A bias: dense, no decay. */
 static void update_vector(const update_job *job, float *w, float *m1, float *m2, const float *g, int64_t n) {
-  row_options o = { .scale = job->args->scale, .decay = 1 };
+  row_options o = { .scale = job->clip, .decay = 1 };
   update_any_row(job, o, (row_data){ w, m1, m2, g, n });
 }

@@ -32,7 +32,10 @@ static int32_t rank_bits(const float *values, int64_t n, int64_t k) {
 sl_status slk_cpu_sae_codes_prefix(sl_device *device, const sl_sae_codes_prefix_args *args) {
   (void)device;
   const sl_codes_view *in = &args->codes, *out = &args->out;
-  out->offsets[0] = args->base;
+  if (args->need) {
+    *args->need = 0;
+    return SL_OK;
+  }
   for (int64_t r = 0; r < in->rows; r++) {
     int64_t length = in->offsets[r + 1] - in->offsets[r];
     out->offsets[r + 1] = out->offsets[r] + (length < args->k ? length : args->k);
@@ -41,7 +44,7 @@ sl_status slk_cpu_sae_codes_prefix(sl_device *device, const sl_sae_codes_prefix_
   for (int64_t r = 0; r < in->rows; r++) {
     const float *values = in->values + in->offsets[r];
     const int32_t *ids = in->ids + in->offsets[r];
-    int64_t length = in->offsets[r + 1] - in->offsets[r], at = out->offsets[r] - args->base;
+    int64_t length = in->offsets[r + 1] - in->offsets[r], at = out->offsets[r];
     int32_t bound = length > args->k ? rank_bits(values, length, args->k) : 0;
     int64_t ties = length > args->k ? args->k - count_from(values, length, bound + 1) : 0;
     for (int64_t i = 0; i < length; i++) {
@@ -51,7 +54,6 @@ sl_status slk_cpu_sae_codes_prefix(sl_device *device, const sl_sae_codes_prefix_
       out->ids[at++] = ids[i];
     }
   }
-  *args->entries = out->offsets[in->rows] - args->base;
   return SL_OK;
 }
 
@@ -150,6 +152,6 @@ sl_status slk_cpu_sae_mask(sl_device *device, const sl_sae_mask_args *args) {
     if (args->mask) args->mask[i] = beyond;
     count += beyond;
   }
-  *args->count = count;
+  if (args->count) *args->count = count;
   return SL_OK;
 }

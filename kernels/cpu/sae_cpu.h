@@ -43,11 +43,13 @@ typedef struct {
 
 typedef struct {
   const sl_sae_backward_args *args;
+  float scale;                   /* args->scale times the term's factor */
   bool stream;                   /* gradient rows bypass the cache */
 } backward_job;
 
 typedef struct {
   const sl_sae_update_args *args;
+  float clip;                    /* factor of every gradient */
   float step_size, inverse_root2; /* lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t) */
 } update_job;
 

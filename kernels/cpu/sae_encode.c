@@ -104,19 +104,19 @@ static encode_job plan(const sl_sae_encode_topk_args *args, const sae_cpu_ops *o
 
 /* Rows of a [rows, k] layout with their lengths in offsets[1 ..] close up; offsets become what they are
  * called. */
-static int64_t close_gaps(const sl_codes_view *codes, int64_t k, int64_t base) {
-  int64_t at = 0;
-  codes->offsets[0] = base;
+static void close_gaps(const sl_codes_view *codes, int64_t k) {
+  int64_t base = codes->offsets[0], at = 0;
+  float *values = codes->values + base;
+  int32_t *ids = codes->ids + base;
   for (int64_t r = 0; r < codes->rows; r++) {
     int64_t length = codes->offsets[r + 1];
     if (at != r * k) {
-      memmove(codes->values + at, codes->values + r * k, (size_t)length * sizeof *codes->values);
-      memmove(codes->ids + at, codes->ids + r * k, (size_t)length * sizeof *codes->ids);
+      memmove(values + at, values + r * k, (size_t)length * sizeof *values);
+      memmove(ids + at, ids + r * k, (size_t)length * sizeof *ids);
     }
     at += length;
     codes->offsets[r + 1] = base + at;
   }
-  return at;
 }
 
 sl_status slk_cpu_sae_encode_topk(sl_device *device, const sl_sae_encode_topk_args *args) {
@@ -137,14 +137,13 @@ sl_status slk_cpu_sae_encode_topk(sl_device *device, const sl_sae_encode_topk_ar
   if (share * (size_t)threads + 64 > args->workspace_bytes)
     threads = (int64_t)((args->workspace_bytes - 64) / share);
   char *scratch = (char *)args->workspace + (64 - (uintptr_t)args->workspace % 64) % 64;
-  *args->nonfinite = 0;
 #pragma omp parallel for schedule(dynamic, 1) num_threads((int)threads)
   for (int64_t tile = 0; tile < tiles; tile++) {
     int64_t first = tile * job.tile_tokens;
     int64_t tokens = args->n - first < job.tile_tokens ? args->n - first : job.tile_tokens;
     ops->encode_tile(&job, first, tokens, scratch + (size_t)omp_get_thread_num() * share);
   }
-  *args->entries = close_gaps(&args->codes, args->k, args->base);
-  if (args->dead) *args->dead_entries = close_gaps(&args->dead_codes, args->k_dead, args->dead_base);
+  close_gaps(&args->codes, args->k);
+  if (args->dead) close_gaps(&args->dead_codes, args->k_dead);
   return SL_OK;
 }

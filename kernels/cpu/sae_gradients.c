@@ -5,6 +5,7 @@
 #include <omp.h>
 #include <string.h>
 
+#include "kernels/sae_numbers.h"
 #include "sae_cpu.h"
 
 /* -- Residual -- */
@@ -29,8 +30,8 @@ static void collect_sums(const decode_job *job) {
     double yy = xx - 2 * xe + ee; /* |target - residual|^2 */
     if (xx > 0 && yy > 0) cosine += (xx - xe) / sqrt(xx * yy);
   }
-  *args->sum_squares = squares;
-  if (args->cosine) *args->cosine = cosine;
+  if (args->sum_squares) *args->sum_squares += squares;
+  if (args->cosine) *args->cosine += cosine;
 }
 
 sl_status slk_cpu_sae_decode_residual(sl_device *device, const sl_sae_decode_residual_args *args) {
@@ -55,6 +56,12 @@ sl_status slk_cpu_sae_decode_residual(sl_device *device, const sl_sae_decode_res
   return SL_OK;
 }
 
+sl_status slk_cpu_sae_loss_numbers(sl_device *device, const sl_sae_loss_numbers_args *args) {
+  (void)device;
+  slk_sae_loss_numbers(args);
+  return SL_OK;
+}
+
 /* -- Gradients -- */
 
 /* The first latent of share `share` of `shares`, by work: a latent costs about as much as two entries. */
@@ -73,9 +80,10 @@ sl_status slk_cpu_sae_backward(sl_device *device, const sl_sae_backward_args *ar
   const sae_cpu_ops *ops = sae_cpu_get_ops();
   int64_t bytes = args->m * (args->d_in + args->d_out) * 4;
   bool aligned = ((uintptr_t)args->gradients.w_enc | (uintptr_t)args->gradients.w_dec) % 64 == 0;
-  backward_job job = { .args = args, .stream = aligned && bytes > (16 << 20) };
+  double scale = args->scale * *args->factor;
+  backward_job job = { .args = args, .scale = (float)scale, .stream = aligned && bytes > (16 << 20) };
   for (int64_t j = 0; args->column_sums && j < args->d_out; j++)
-    args->gradients.b_dec[j] += (float)((double)args->scale * args->column_sums[j]);
+    args->gradients.b_dec[j] += (float)(scale * args->column_sums[j]);
   int64_t shares = omp_get_max_threads();
 #pragma omp parallel for schedule(static, 1)
   for (int64_t share = 0; share < shares; share++)

@@ -32,9 +32,12 @@ sl_status slk_cpu_sae_update(sl_device *device, const sl_sae_update_args *args) 
   (void)device;
   const sae_cpu_ops *ops = sae_cpu_get_ops();
   const sl_sae_parameters *w = &args->parameters, *m1 = &args->moment1, *m2 = &args->moment2;
+  double norm = sqrt(*args->sum_squares);
+  if (!isfinite(norm)) return SL_OK;
   double correct1 = 1 - pow((double)args->beta1, (double)args->step),
          correct2 = 1 - pow((double)args->beta2, (double)args->step);
   update_job job = { .args = args,
+                     .clip = args->clip_norm > 0 && norm > args->clip_norm ? (float)(args->clip_norm / norm) : 1,
                      .step_size = (float)((double)args->lr / correct1),
                      .inverse_root2 = (float)(1 / sqrt(correct2)) };
 #pragma omp parallel

@@ -11,14 +11,13 @@
 #define SL_LUA_LOSS "saelua.SaeLoss"
 #define SL_LUA_OPTIM "saelua.SaeOptim"
 
-/* The numbers outlive the batch: what is large goes as soon as backward has run. */
 typedef struct {
-  sl_sae_loss *loss;
-  sl_sae_loss numbers;
+  sl_sae_loss *loss;               /* NULL once freed */
+  bool used;                       /* by backward: only the numbers are left */
 } loss_box;
 
 /*** The loss of a batch (formulas in core/sae/loss.h). Fields of the result: loss, mse, fvu, explained_variance, l0,
- * cosine, auxk, multi_topk, total_variance, tokens, dead.
+ * cosine, auxk, multi_topk, total_variance, tokens, dead, nonfinite. Reading one waits for the device.
  * @function loss
  * @tparam Tensor x f32 [tokens, d_in]
  * @tparam[opt] table options kind ("fvu" or "mse"), k, total_variance (of the batch), auxk_alpha (0),
@@ -43,18 +42,17 @@ static int sae_loss(lua_State *L) {
   opts.micro_acc_steps = sl_lua_option_integer(L, 3, "micro_acc_steps", 1);
   opts.dtype = sl_lua_option_product_dtype(L, 3, "dtype");
   loss_box *box = lua_newuserdata(L, sizeof *box);
-  box->loss = NULL;
+  *box = (loss_box){ 0 };
   luaL_getmetatable(L, SL_LUA_LOSS);
   lua_setmetatable(L, -2);
   SL_LUA_TRY(L, sl_sae_loss_create(sae, x, &opts, &box->loss));
-  box->numbers = *box->loss;
   sl_lua_pressure(L);
   return 1;
 }
 
 static loss_box *check_loss(lua_State *L) {
   loss_box *box = luaL_checkudata(L, 1, SL_LUA_LOSS);
-  if (!box->loss) luaL_error(L, "this loss was used up by backward (or freed): make a new one for the next batch");
+  if (!box->loss || box->used) luaL_error(L, "this loss was used up by backward (or freed): make a new one for the next batch");
   return box;
 }
 
@@ -73,8 +71,7 @@ static int loss_gc(lua_State *L) {
 static int loss_backward(lua_State *L) {
   loss_box *box = check_loss(L);
   sl_lua_check(L, sl_sae_backward(box->loss, luaL_optnumber(L, 2, 1)));
-  sl_sae_loss_release(box->loss);
-  box->loss = NULL;
+  box->used = true;
   return 0;
 }
 
@@ -83,7 +80,9 @@ static int loss_backward(lua_State *L) {
  * @treturn Codes */
 static int loss_codes(lua_State *L) {
   loss_box *box = check_loss(L);
-  sl_lua_push_codes(L, sl_sae_loss_codes(box->loss));
+  sl_codes *codes;
+  sl_lua_check(L, sl_sae_loss_codes(box->loss, &codes));
+  sl_lua_push_codes(L, codes);
   return 1;
 }
 
@@ -93,7 +92,9 @@ static int loss_index(lua_State *L) {
   if (!lua_isnil(L, -1)) return 1;
   loss_box *box = luaL_checkudata(L, 1, SL_LUA_LOSS);
   const char *name = luaL_checkstring(L, 2);
-  const sl_sae_loss *n = &box->numbers;
+  if (!box->loss) return luaL_error(L, "this loss was freed: read \"%s\" before", name);
+  sl_lua_check(L, sl_sae_loss_read(box->loss));
+  const sl_sae_loss *n = box->loss;
   const struct { const char *name; double value; } fields[] = {
     { "loss", n->loss }, { "mse", n->mse }, { "fvu", n->fvu }, { "explained_variance", n->explained_variance },
     { "l0", n->l0 }, { "cosine", n->cosine }, { "auxk", n->auxk }, { "multi_topk", n->multi_topk },
@@ -190,6 +191,12 @@ static int optim_set_window_tokens(lua_State *L) {
   return 0;
 }
 
+static void push_grad_norm(lua_State *L, const sl_sae_optim *optim) {
+  double norm;
+  sl_lua_check(L, sl_sae_optim_grad_norm(optim, &norm));
+  lua_pushnumber(L, norm);
+}
+
 static int optim_index(lua_State *L) {
   lua_pushvalue(L, 2);
   lua_rawget(L, lua_upvalueindex(1));
@@ -197,7 +204,7 @@ static int optim_index(lua_State *L) {
   sl_sae_optim *optim = check_optim(L);
   const char *name = luaL_checkstring(L, 2);
   if (strcmp(name, "steps") == 0) lua_pushnumber(L, (lua_Number)optim->step);
-  else if (strcmp(name, "grad_norm") == 0) lua_pushnumber(L, optim->grad_norm);
+  else if (strcmp(name, "grad_norm") == 0) push_grad_norm(L, optim);
   else return 0;
   return 1;
 }

@@ -86,7 +86,7 @@ static sl_sae_encode_topk_args encode_args(bench *b) {
   return (sl_sae_encode_topk_args){
     .n = b->o.n, .d = b->o.d, .m = b->o.m, .k = b->o.k, .panels = b->panels,
     .w = b->o.bf16 ? (void *)b->w_bf16 : (void *)b->weights.w_enc, .dtype = b->o.bf16 ? SL_BF16 : SL_F32,
-    .bias = b->weights.b_enc, .codes = b->codes, .entries = &b->entries, .nonfinite = &b->nonfinite,
+    .bias = b->weights.b_enc, .codes = b->codes, .nonfinite = &b->nonfinite,
     .workspace = b->workspace, .workspace_bytes = b->workspace_bytes };
 }
 
@@ -210,7 +210,7 @@ static void phase_step(bench *b) {
   at[BACKWARD] = omp_get_wtime();
   check(kernels->sae_backward(cpu, &(sl_sae_backward_args){
     .n = o->n, .m = o->m, .d_in = o->d, .d_out = o->d, .index = b->index, .residual = b->residual,
-    .column_sums = b->column_sums, .scale = -2 / (float)(o->n * o->d), .u = b->u, .w_dec = b->weights.w_dec,
+    .column_sums = b->column_sums, .scale = -2 / (double)(o->n * o->d), .factor = &(double){ 1 }, .u = b->u, .w_dec = b->weights.w_dec,
     .gradients = b->gradients, .code_gradients = b->code_gradients }));
   at[FINISH] = omp_get_wtime();
   double squares;
@@ -227,7 +227,6 @@ static void phase_step(bench *b) {
                                             .workspace = b->workspace,
                                             .workspace_bytes = b->workspace_bytes }));
   at[UPDATE] = omp_get_wtime();
-  double norm = sqrt(squares);
   check(kernels->sae_update(cpu, &(sl_sae_update_args){ .m = o->m,
                                                         .d_in = o->d,
                                                         .d_out = o->d,
@@ -237,7 +236,8 @@ static void phase_step(bench *b) {
                                                         .moment2 = b->moment2,
                                                         .gradients = b->gradients,
                                                         .total_b_dec = b->total_b_dec,
-                                                        .scale = norm > 1 ? (float)(1 / norm) : 1,
+                                                        .sum_squares = &squares,
+                                                        .clip_norm = 1,
                                                         .project = true,
                                                         .unit_rows = true,
                                                         .lr = 1e-4f,

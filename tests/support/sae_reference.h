@@ -41,7 +41,10 @@ static inline void rig_encode(sae_rig *r) {
     .n = r->c.n, .d = r->c.d, .x = r->x, .shift = r->weights.b_dec, .dtype = r->c.bf16 ? SL_BF16 : SL_F32,
     .panels = r->panels, .slabs = r->u }));
   sl_sae_encode_topk_args encode = rig_encode_args(r);
+  r->nonfinite = 0;
   rig_check(rig_kernels()->sae_encode_topk(sl_cpu_device(), &encode));
+  r->entries = r->codes.offsets[r->c.n];
+  r->dead_entries = r->c.k_dead ? r->dead_codes.offsets[r->c.n] : 0;
 }
 
 static inline void rig_decode(sae_rig *r) {
@@ -51,6 +54,7 @@ static inline void rig_decode(sae_rig *r) {
                                                    .workspace = r->workspace,
                                                    .workspace_bytes = r->workspace_bytes }));
   sl_sae_decode_residual_args decode = rig_decode_args(r);
+  r->sum_squares = r->cosine = 0;
   rig_check(rig_kernels()->sae_decode_residual(sl_cpu_device(), &decode));
 }
 
@@ -64,6 +68,7 @@ static inline void rig_backward(sae_rig *r, float scale) {
                                                                  .residual = r->residual,
                                                                  .column_sums = r->column_sums,
                                                                  .scale = scale,
+                                                                 .factor = &(double){ 1 },
                                                                  .u = r->u,
                                                                  .w_dec = r->weights.w_dec,
                                                                  .gradients = r->gradients,

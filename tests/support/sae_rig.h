@@ -77,11 +77,9 @@ static inline sl_sae_encode_topk_args rig_encode_args(sae_rig *r) {
                                     .dtype = r->c.bf16 ? SL_BF16 : SL_F32,
                                     .bias = r->weights.b_enc,
                                     .codes = r->codes,
-                                    .entries = &r->entries,
                                     .dead = r->c.k_dead ? r->dead : NULL,
                                     .k_dead = r->c.k_dead,
                                     .dead_codes = r->dead_codes,
-                                    .dead_entries = &r->dead_entries,
                                     .nonfinite = &r->nonfinite,
                                     .workspace = r->workspace,
                                     .workspace_bytes = r->workspace_bytes };

@@ -174,7 +174,8 @@ static void run_update(sae_rig *r, const rule *o, bool bf16) {
                                                              .moment2 = r->moment2,
                                                              .gradients = r->gradients,
                                                              .total_b_dec = r->total_b_dec,
-                                                             .scale = (float)o->scale,
+                                                             .sum_squares = &(double){ 1 },
+                                                             .clip_norm = o->scale < 1 ? o->scale : 0,
                                                              .project = o->project,
                                                              .unit_rows = o->unit,
                                                              .lr = (float)o->lr,
@@ -288,7 +289,7 @@ static void test_center(void **state) {
   rig_fill(x, N * D, false, &seed);
   for (int j = 0; j < D; j++) x[j] = 1e4f; /* an outlier moves the mean, hardly the median */
   double variance, workspace[D * 40];
-  int iterations;
+  int32_t iterations;
   sl_sae_center_args args = { .n = N,
                               .d = D,
                               .x = x,

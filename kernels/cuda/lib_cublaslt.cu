@@ -291,7 +291,8 @@ sl_status slk_lib_gemm(sl_device *device, const sl_gemm_args *args, bool tf32) {
   SL_TRY(get_lt(device, &lt));
   for (int64_t from = 0; from < args->batch; from += MAX_BATCH) {
     sl_gemm_args part = *args;
-    part.batch = args->batch - from < MAX_BATCH ? args->batch - from : MAX_BATCH;
+    part.batch = args->batch - from;
+    if (part.batch > MAX_BATCH) part.batch = MAX_BATCH;
     part.a = at(args->a, from * args->stride_a, args->dtype_ab);
     part.b = at(args->b, from * args->stride_b, args->dtype_ab);
     part.c = const_cast<void *>(at(args->c, from * args->stride_c, args->dtype_c));

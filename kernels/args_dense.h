@@ -120,14 +120,18 @@ typedef struct {
   void *workspace; size_t workspace_bytes; size_t *need;
 } sl_layernorm_backward_args;
 
-/* q, k, v, out: [batch, tokens, heads * head_dim] with row stride `ld_*`; mask [batch, tokens], 0 = padding key.
- * out = softmax(q k' * scale) v per head. A query row whose keys are all masked yields zeros. */
+/* q, out: [batch, tokens, heads * head_dim]; k, v: [batch, tokens, kv_heads * head_dim], each key head shared by
+ * heads / kv_heads neighbouring query heads (Ainslie et al., arXiv 2305.13245); row strides `ld_*`; mask [batch, tokens],
+ * 0 = padding key. out = softmax(cap(q k' * scale)) v per head, cap(s) = soft_cap tanh(s / soft_cap) (Gemma 2, arXiv
+ * 2408.00118). A query row whose keys are all masked yields zeros. */
 typedef struct {
   const float *q, *k, *v; float *out;
   int64_t ld_q, ld_k, ld_v, ld_out;
   const uint8_t *mask;           /* or NULL */
   int64_t batch, tokens, heads, head_dim;
+  int64_t kv_heads;              /* divides heads; 0 = heads */
   float scale; bool causal;
+  float soft_cap;                /* 0 = none */
   float *lse;                    /* [batch, heads, tokens] log-sum-exp for the backward, or NULL */
   float *pattern;                /* [batch, heads, tokens, tokens] softmax weights, or NULL */
   float *workspace; int64_t workspace_size; /* floats; sl_attention_workspace */
@@ -135,7 +139,7 @@ typedef struct {
 typedef struct {
   sl_attention_args forward;     /* as in the forward; out and lse filled; workspace for the backward; pattern unused */
   const float *dout;             /* [batch, tokens, heads * head_dim], row stride ld_out */
-  float *dq, *dk, *dv;           /* row strides ld_dq, ld_dk, ld_dv */
+  float *dq, *dk, *dv;           /* shaped as q, k, v; row strides ld_dq, ld_dk, ld_dv */
   int64_t ld_dq, ld_dk, ld_dv;
   bool accumulate;
 } sl_attention_backward_args;

@@ -88,6 +88,7 @@ typedef struct {
 typedef struct {
   int64_t n, m, d;
   sl_codes_index index;
+  sl_codes_view codes;           /* the same entries by token: a device reads whichever order suits it */
   const float *w_dec, *b_dec;    /* [m, d]; [d] or NULL */
   const float *target;           /* [n, d], or NULL: */
   const float *target_slabs;     /* the target as slabs */
@@ -147,6 +148,8 @@ typedef struct {
   const float *w_dec;            /* [m, d_out] */
   sl_sae_gradients gradients;    /* added to */
   float *code_gradients;         /* [entries]: da, in the order of the index */
+  int64_t most;                  /* bounds the entries (the room of the index) */
+  void *workspace; size_t workspace_bytes; size_t *need;
 } sl_sae_backward_args;
 
 /* total_b_dec = b_dec - sum_i b_enc[i] W_enc[i] (the second term with through_u only), and the sum of squares

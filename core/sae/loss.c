@@ -13,7 +13,7 @@
 typedef struct {
   sl_tensor *residual, *column_sums;                    /* slabs; f64 [d_in] as bytes */
   sl_tensor *index_offsets, *index_tokens, *index_values;
-  sl_tensor *code_gradients;       /* backward only */
+  sl_tensor *code_gradients, *work; /* backward only */
 } term_buffers;
 
 typedef struct {
@@ -52,6 +52,7 @@ static void release_buffers(piece_buffers *buffers) {
     sl__drop(&term->index_tokens);
     sl__drop(&term->index_values);
     sl__drop(&term->code_gradients);
+    sl__drop(&term->work);
   }
 }
 
@@ -146,6 +147,7 @@ static sl_status term_residual(loss_state *state, int i, piece_span span, bool c
   sl_tensor *workspace = NULL;
   sl_sae_decode_residual_args args = {
     .n = span.rows, .m = sae->config.d_sae, .d = sae->config.d_in, .index = index_of(term),
+    .codes = sl_codes_rows(state->codes[i], span.first, span.rows),
     .w_dec = sl_tensor_f32(sae->parameters[SL_SAE_W_DEC]), .residual = sl_tensor_data(term->residual),
     .column_sums = sl_tensor_data(term->column_sums), .sum_squares = count ? &numbers->sum_squares[i] : NULL,
     .cosine = count && i == SL_SAE_MAIN ? &numbers->cosine : NULL };
@@ -347,29 +349,40 @@ sl_status sl_sae_loss_codes(const sl_sae_loss *loss, sl_codes **out) {
 
 /* -- Backward -- */
 
-static sl_status backward_term(loss_state *state, int i, piece_span span, double grad_scale) {
+/* The gradient kernel's arguments for one term on `rows` tokens; the workspace is left out. */
+static sl_status backward_args(loss_state *state, int i, int64_t rows, double grad_scale,
+                               sl_sae_backward_args *out) {
   sl_sae *sae = state->sae;
   term_buffers *term = &state->buffers.terms[i];
-  sl_sae_backward_args args = { .n = span.rows,
-                                .m = sae->config.d_sae,
-                                .d_in = sae->config.d_in,
-                                .d_out = sae->config.d_in,
-                                .index = index_of(term),
-                                .residual = sl_tensor_data(term->residual),
-                                .scale = grad_scale,
-                                .factor = &numbers_of(state)->factor[i],
-                                .u = sl_tensor_data(state->buffers.u),
-                                .w_dec = sl_tensor_f32(sae->parameters[SL_SAE_W_DEC]),
-                                .code_gradients = sl_tensor_f32(term->code_gradients) };
+  *out = (sl_sae_backward_args){ .n = rows,
+                                 .m = sae->config.d_sae,
+                                 .d_in = sae->config.d_in,
+                                 .d_out = sae->config.d_in,
+                                 .index = index_of(term),
+                                 .residual = sl_tensor_data(term->residual),
+                                 .scale = grad_scale,
+                                 .factor = &numbers_of(state)->factor[i],
+                                 .u = sl_tensor_data(state->buffers.u),
+                                 .w_dec = sl_tensor_f32(sae->parameters[SL_SAE_W_DEC]),
+                                 .code_gradients = sl_tensor_f32(term->code_gradients),
+                                 .most = rows * state->most[i] };
   if (i != SL_SAE_AUXK)
-    args.column_sums = sl_tensor_data(term->column_sums); /* AuxK reconstructs without b_dec */
-  SL_TRY(sl__sae_gradients(sae, &args.gradients));
-  return SAE_RUN(sae->device, sae_backward, &args);
+    out->column_sums = sl_tensor_data(term->column_sums); /* AuxK reconstructs without b_dec */
+  return sl__sae_gradients(sae, &out->gradients);
+}
+
+static sl_status backward_term(loss_state *state, int i, piece_span span, double grad_scale) {
+  sl_sae_backward_args args;
+  SL_TRY(backward_args(state, i, span.rows, grad_scale, &args));
+  args.workspace = sl_tensor_data(state->buffers.terms[i].work);
+  args.workspace_bytes = (size_t)state->buffers.terms[i].work->shape[0]; /* u8 */
+  return SAE_RUN(state->sae->device, sae_backward, &args);
 }
 
 /* All that is large, before the first gradient is added: a lack of memory then leaves a loss that may be
  * tried again. */
 static sl_status make_backward_buffers(loss_state *state) {
+  sl_device *device = state->sae->device;
   sl_sae_gradients made;
   SL_TRY(sl__sae_gradients(state->sae, &made));
   if (!state->kept) {
@@ -377,10 +390,16 @@ static sl_status make_backward_buffers(loss_state *state) {
     SL_TRY(make_buffers(state));
   }
   for (int i = 0; i < SL_SAE_TERMS; i++) {
-    if (!state->codes[i] || state->buffers.terms[i].code_gradients) continue;
+    term_buffers *term = &state->buffers.terms[i];
+    if (!state->codes[i] || term->work) continue;
     int64_t entries = state->piece_rows * state->most[i];
-    SL_TRY(
-        sl_tensor_create(state->sae->device, SL_F32, 1, &entries, &state->buffers.terms[i].code_gradients));
+    if (!term->code_gradients) SL_TRY(sl_tensor_create(device, SL_F32, 1, &entries, &term->code_gradients));
+    sl_sae_backward_args args;
+    size_t need;
+    SL_TRY(backward_args(state, i, state->piece_rows, 1, &args));
+    args.need = &need;
+    SL_TRY(SAE_RUN(device, sae_backward, &args));
+    SL_TRY(sl__sae_bytes(device, need, &term->work));
   }
   return SL_OK;
 }

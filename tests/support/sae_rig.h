@@ -90,6 +90,7 @@ static inline sl_sae_decode_residual_args rig_decode_args(sae_rig *r) {
                                         .m = r->c.m,
                                         .d = r->c.d,
                                         .index = r->index,
+                                        .codes = r->codes,
                                         .w_dec = r->weights.w_dec,
                                         .b_dec = r->weights.b_dec,
                                         .target = r->x,

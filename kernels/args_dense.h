@@ -80,8 +80,23 @@ typedef struct {
   float *dx; int64_t n; bool accumulate;
 } sl_unary_backward_args;
 
-typedef enum { SL_BINARY_ADD, SL_BINARY_SUB, SL_BINARY_MUL, SL_BINARY_DIV, SL_BINARY_MAX, SL_BINARY_MIN,
-               SL_BINARY_EQ, SL_BINARY_GT, SL_BINARY_COUNT } sl_binary_op;
+/* X(id, f(a, b)); max and min take NaN from either side. */
+#define SL_BINARY_LIST(X)           \
+  X(ADD, a + b)                     \
+  X(SUB, a - b)                     \
+  X(MUL, a * b)                     \
+  X(DIV, a / b)                     \
+  X(MAX, a > b || a != a ? a : b)   \
+  X(MIN, a < b || a != a ? a : b)   \
+  X(EQ, a == b ? 1.0f : 0.0f)       \
+  X(GT, a > b ? 1.0f : 0.0f)
+
+typedef enum {
+#define X(id, f) SL_BINARY_##id,
+  SL_BINARY_LIST(X)
+#undef X
+  SL_BINARY_COUNT
+} sl_binary_op;
 typedef struct {
   sl_binary_op op;
   int rank;

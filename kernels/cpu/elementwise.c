@@ -190,17 +190,6 @@ sl_status slk_cpu_unary_backward(sl_device *device, const sl_unary_backward_args
 
 /* -- Binary -- */
 
-/* X(id, f(a, b)); max and min take NaN from either side. */
-#define BINARY_LIST(X)                                                                                       \
-  X(ADD, a + b)                                                                                              \
-  X(SUB, a - b)                                                                                              \
-  X(MUL, a *b)                                                                                               \
-  X(DIV, a / b)                                                                                              \
-  X(MAX, a > b || a != a ? a : b)                                                                            \
-  X(MIN, a < b || a != a ? a : b)                                                                            \
-  X(EQ, a == b ? 1.0f : 0.0f)                                                                                \
-  X(GT, a > b ? 1.0f : 0.0f)
-
 /* One run of the innermost axis: contiguous, one side constant, or any strides.
  */
 #define X(id, f)                                                                                             \
@@ -231,13 +220,13 @@ sl_status slk_cpu_unary_backward(sl_device *device, const sl_unary_backward_args
       }                                                                                                      \
     }                                                                                                        \
   }
-BINARY_LIST(X)
+SL_BINARY_LIST(X)
 #undef X
 
 typedef void binary_function(const float *as, const float *bs, float *y, const int64_t *by, int64_t n);
 static binary_function *const binary_functions[SL_BINARY_COUNT] = {
 #define X(id, f) [SL_BINARY_##id] = binary_##id,
-  BINARY_LIST(X)
+  SL_BINARY_LIST(X)
 #undef X
 };
 

@@ -2,8 +2,8 @@
  * queries, [block, keys], live in one thread's cache and nowhere else; the two
  * products of a block are single-threaded oneDNN calls. Backward after Dao et
  * al., "FlashAttention", arXiv 2205.14135, appendix B: the weights are
- * recomputed from the log-sum-exp; one thread owns all of a (batch, head), so
- * the sums over queries have one order. */
+ * recomputed from the log-sum-exp; one thread owns all of a (batch, key head),
+ * so the sums over queries, and over the heads that share keys, have one order. */
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 #include <string.h>
@@ -62,13 +62,24 @@ static int64_t head_offset(const sl_attention_args *a, int64_t batch, int64_t he
   return batch * a->tokens * ld + head * a->head_dim;
 }
 
+/* Key heads, and the one that query head h reads. */
+static int64_t count_key_heads(const sl_attention_args *a) { return a->kv_heads > 0 ? a->kv_heads : a->heads; }
+static int64_t key_head(const sl_attention_args *a, int64_t h) { return h / (a->heads / count_key_heads(a)); }
+
+/* s -> cap tanh(s / cap). */
+SLK_HOT static void cap_row(float *row, float cap, int64_t n) {
+  const float inverse = 1.0f / cap;
+  SLK_SIMD for (int64_t i = 0; i < n; i++) row[i] = cap * slk_tanh(row[i] * inverse);
+}
+
 static int forward_block(const sl_attention_args *a, int64_t pair, int64_t from, float *tile) {
   const int64_t b = pair / a->heads, h = pair % a->heads, t = a->tokens;
   const int64_t rows = slk_min(sl_attention_block(t), t - from);
   int64_t keys = count_keys(a, b);
   if (a->causal) keys = slk_min(keys, from + rows);
   const float *q = a->q + head_offset(a, b, h, a->ld_q) + from * a->ld_q;
-  const float *k = a->k + head_offset(a, b, h, a->ld_k), *v = a->v + head_offset(a, b, h, a->ld_v);
+  const float *k = a->k + head_offset(a, b, key_head(a, h), a->ld_k);
+  const float *v = a->v + head_offset(a, b, key_head(a, h), a->ld_v);
   float *out = a->out + head_offset(a, b, h, a->ld_out) + from * a->ld_out;
   const uint8_t *mask = a->mask != NULL ? a->mask + b * t : NULL;
   float inverse[128]; /* 1 / row sum; sl_attention_block is at most 128 */
@@ -80,6 +91,7 @@ static int forward_block(const sl_attention_args *a, int64_t pair, int64_t from,
   for (int64_t i = 0; i < rows; i++) {
     float lse, *row = tile + i * keys;
     int64_t visible = a->causal ? slk_min(keys, from + i + 1) : keys;
+    if (a->soft_cap > 0) cap_row(row, a->soft_cap, visible);
     float sum = weigh_row(row, mask, visible, keys, &lse);
     inverse[i] = sum > 0 ? 1.0f / sum : 0.0f;
     if (a->lse != NULL) a->lse[pair * t + from + i] = lse;
@@ -159,6 +171,15 @@ SLK_HOT static void slope_row(const float *weights, float *slopes, float delta, 
   SLK_SIMD for (int64_t i = 0; i < n; i++) slopes[i] = weights[i] * (slopes[i] - delta);
 }
 
+/* The slope of cap_row, 1 - (capped / cap)^2, put where slope_row will multiply: around delta. */
+SLK_HOT static void slope_cap(const float *capped, float *slopes, float cap, float delta, int64_t n) {
+  const float inverse = 1.0f / cap;
+  SLK_SIMD for (int64_t i = 0; i < n; i++) {
+    const float t = capped[i] * inverse;
+    slopes[i] = (1.0f - t * t) * (slopes[i] - delta) + delta;
+  }
+}
+
 static int backward_block(const sl_attention_backward_args *g, int64_t pair, int64_t from, int64_t keys,
                           float *weights) {
   const sl_attention_args *a = &g->forward;
@@ -166,7 +187,8 @@ static int backward_block(const sl_attention_backward_args *g, int64_t pair, int
   const int64_t rows = slk_min(sl_attention_block(t), t - from);
   float *slopes = weights + sl_attention_workspace(t, 1, false);
   const float *q = a->q + head_offset(a, b, h, a->ld_q) + from * a->ld_q;
-  const float *k = a->k + head_offset(a, b, h, a->ld_k), *v = a->v + head_offset(a, b, h, a->ld_v);
+  const float *k = a->k + head_offset(a, b, key_head(a, h), a->ld_k);
+  const float *v = a->v + head_offset(a, b, key_head(a, h), a->ld_v);
   const int64_t at_out = head_offset(a, b, h, a->ld_out) + from * a->ld_out;
   const float *dout = g->dout + at_out, *out = a->out + at_out;
   const uint8_t *mask = a->mask != NULL ? a->mask + b * t : NULL;
@@ -177,12 +199,18 @@ static int backward_block(const sl_attention_backward_args *g, int64_t pair, int
                                   .ldb = a->ld_v, .c = slopes, .ldc = keys, .alpha = 1, .beta = 0 });
   for (int64_t i = 0; i < rows; i++) {
     int64_t visible = a->causal ? slk_min(keys, from + i + 1) : keys;
-    weights_row(weights + i * keys, mask, visible, keys, a->lse[pair * t + from + i]);
+    float *row = weights + i * keys, *slope = slopes + i * keys, lse = a->lse[pair * t + from + i];
     float delta = dot(dout + i * a->ld_out, out + i * a->ld_out, d);
-    slope_row(weights + i * keys, slopes + i * keys, delta, keys);
+    if (a->soft_cap > 0) {
+      cap_row(row, a->soft_cap, visible);
+      slope_cap(row, slope, a->soft_cap, delta, visible);
+    }
+    weights_row(row, mask, visible, keys, lse);
+    slope_row(row, slope, delta, keys);
   }
   float *dq = g->dq + head_offset(a, b, h, g->ld_dq) + from * g->ld_dq;
-  float *dk = g->dk + head_offset(a, b, h, g->ld_dk), *dv = g->dv + head_offset(a, b, h, g->ld_dv);
+  float *dk = g->dk + head_offset(a, b, key_head(a, h), g->ld_dk);
+  float *dv = g->dv + head_offset(a, b, key_head(a, h), g->ld_dv);
   failures +=
       multiply((product){ 'N', 'N', rows, d, keys, .a = slopes, .lda = keys, .b = k, .ldb = a->ld_k, .c = dq,
                           .ldc = g->ld_dq, .alpha = a->scale, .beta = g->accumulate ? 1.0f : 0.0f });
@@ -197,33 +225,37 @@ static void zero_head(const sl_attention_args *a, float *x, int64_t ld) {
   for (int64_t i = 0; i < a->tokens; i++) memset(x + i * ld, 0, (size_t)a->head_dim * sizeof *x);
 }
 
-static int backward_head(const sl_attention_backward_args *g, int64_t pair, float *workspace) {
+/* One key head of one batch entry and the query heads that read it, in order. */
+static int backward_head(const sl_attention_backward_args *g, int64_t job, float *workspace) {
   const sl_attention_args *a = &g->forward;
-  const int64_t b = pair / a->heads, h = pair % a->heads, keys = count_keys(a, b),
+  const int64_t key_heads = count_key_heads(a), group = a->heads / key_heads;
+  const int64_t b = job / key_heads, hk = job % key_heads, keys = count_keys(a, b),
                 block = sl_attention_block(a->tokens);
   if (!g->accumulate) {
-    zero_head(a, g->dk + head_offset(a, b, h, g->ld_dk), g->ld_dk);
-    zero_head(a, g->dv + head_offset(a, b, h, g->ld_dv), g->ld_dv);
-    if (keys == 0) zero_head(a, g->dq + head_offset(a, b, h, g->ld_dq), g->ld_dq);
+    zero_head(a, g->dk + head_offset(a, b, hk, g->ld_dk), g->ld_dk);
+    zero_head(a, g->dv + head_offset(a, b, hk, g->ld_dv), g->ld_dv);
   }
   int failures = 0;
-  for (int64_t from = 0; from < a->tokens && keys > 0; from += block) {
-    int64_t seen = a->causal ? slk_min(keys, from + block) : keys;
-    failures += backward_block(g, pair, from, seen, workspace);
+  for (int64_t h = hk * group; h < (hk + 1) * group; h++) {
+    if (!g->accumulate && keys == 0) zero_head(a, g->dq + head_offset(a, b, h, g->ld_dq), g->ld_dq);
+    for (int64_t from = 0; from < a->tokens && keys > 0; from += block) {
+      int64_t seen = a->causal ? slk_min(keys, from + block) : keys;
+      failures += backward_block(g, b * a->heads + h, from, seen, workspace);
+    }
   }
   return failures;
 }
 
 sl_status slk_cpu_attention_backward(sl_device *device, const sl_attention_backward_args *args) {
   const sl_attention_args *a = &args->forward;
-  const int64_t pairs = a->batch * a->heads, each = sl_attention_workspace(a->tokens, 1, true);
-  if (pairs == 0 || a->tokens == 0) return SL_OK;
-  const int workers = count_workers(a, true, pairs);
+  const int64_t jobs = a->batch * count_key_heads(a), each = sl_attention_workspace(a->tokens, 1, true);
+  if (jobs == 0 || a->tokens == 0) return SL_OK;
+  const int workers = count_workers(a, true, jobs);
   if (workers < 1) return small_workspace(device, a, true);
   int failures = 0;
 #pragma omp parallel for schedule(dynamic) num_threads(workers) reduction(+ : failures)
-  for (int64_t pair = 0; pair < pairs; pair++) {
-    failures += backward_head(args, pair, a->workspace + omp_get_thread_num() * each);
+  for (int64_t job = 0; job < jobs; job++) {
+    failures += backward_head(args, job, a->workspace + omp_get_thread_num() * each);
   }
   return failures == 0 ? SL_OK
                        : sl_fail(SL_EDEVICE, "attention on %s: oneDNN refused a product", device->name);

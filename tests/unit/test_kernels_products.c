@@ -166,16 +166,21 @@ typedef struct {
   int mask;   /* 0 none, 1 scattered, 2 padded ends, 3 one batch hidden altogether
                */
   float size; /* of q and k: large gives peaked weights and huge scores */
+  int64_t kv_heads; /* 0: as heads */
+  float soft_cap;   /* 0: none */
 } attention_case;
 
 static const attention_case attention_cases[] = {
-  { 1, 1, 1, 1, false, 0, 1 },  { 2, 3, 2, 5, false, 1, 1 },     { 2, 17, 3, 8, true, 0, 1 },
-  { 2, 33, 2, 16, true, 2, 1 }, { 1, 140, 2, 64, false, 2, 1 },  { 1, 300, 1, 7, true, 1, 1 },
-  { 3, 20, 2, 4, false, 3, 1 }, { 1, 33, 2, 16, false, 0, 300 },
+  { 1, 1, 1, 1, false, 0, 1, 0, 0 },     { 2, 3, 2, 5, false, 1, 1, 0, 0 },
+  { 2, 17, 3, 8, true, 0, 1, 0, 0 },     { 2, 33, 2, 16, true, 2, 1, 0, 0 },
+  { 1, 140, 2, 64, false, 2, 1, 0, 0 },  { 1, 300, 1, 7, true, 1, 1, 0, 0 },
+  { 3, 20, 2, 4, false, 3, 1, 0, 0 },    { 1, 33, 2, 16, false, 0, 300, 0, 0 },
+  { 2, 19, 6, 8, true, 2, 1, 2, 0 },     { 1, 150, 4, 5, false, 1, 1, 1, 0 },
+  { 2, 33, 2, 16, true, 1, 2, 0, 1.5f }, { 3, 20, 4, 8, false, 3, 2, 2, 0.5f },
 };
 
 typedef struct {
-  int64_t d, ld;
+  int64_t d, kv, ld;             /* widths of q and of k and v; row stride */
   float *q, *k, *v, *out, *dout, *grads, *lse, *pattern, *workspace;
   uint8_t *mask;
   sl_attention_args args;
@@ -190,20 +195,22 @@ static bool is_hidden(int kind, int64_t b, int64_t j, int64_t tokens) {
 /* q, k, v are slices of one [tokens, 3 d + 2] matrix, as a fused projection
  * would leave them. */
 static attention_data make_attention(const attention_case *c) {
-  int64_t rows = c->batch * c->tokens, d = c->heads * c->head_dim, ld = 3 * d + 2,
+  int64_t rows = c->batch * c->tokens, d = c->heads * c->head_dim,
+          kv = (c->kv_heads ? c->kv_heads : c->heads) * c->head_dim, ld = d + 2 * kv + 2,
           pairs = c->batch * c->heads;
   attention_data a = { .d = d,
+                       .kv = kv,
                        .ld = ld,
                        .q = make_numbers(rows * ld, 1, 5),
                        .out = make_numbers(rows * d, 9, 1),
                        .dout = make_numbers(rows * d, 1, 6),
-                       .grads = make_numbers(3 * rows * d, 9, 2),
+                       .grads = make_numbers(rows * (d + 2 * kv), 9, 2),
                        .lse = make_numbers(pairs * c->tokens, 0, 0),
                        .pattern = make_numbers(pairs * c->tokens * c->tokens, 9, 3),
                        .mask = malloc((size_t)rows) };
-  a.k = a.q + d, a.v = a.q + 2 * d;
+  a.k = a.q + d, a.v = a.q + d + kv;
   for (int64_t i = 0; i < rows; i++) {
-    for (int64_t j = 0; j < 2 * d; j++) a.q[i * ld + j] *= c->size;
+    for (int64_t j = 0; j < d + kv; j++) a.q[i * ld + j] *= c->size;
     a.mask[i] = !is_hidden(c->mask, i / c->tokens, i % c->tokens, c->tokens);
   }
   int64_t size = sl_attention_workspace(c->tokens, 2, true);
@@ -221,7 +228,9 @@ static attention_data make_attention(const attention_case *c) {
                                 .tokens = c->tokens,
                                 .heads = c->heads,
                                 .head_dim = c->head_dim,
+                                .kv_heads = c->kv_heads,
                                 .scale = 0.3f,
+                                .soft_cap = c->soft_cap,
                                 .causal = c->causal,
                                 .lse = a.lse,
                                 .pattern = a.pattern,
@@ -235,73 +244,92 @@ static void free_attention(attention_data *a) {
       free(a->mask);
 }
 
-/* Weights of one query in float64; all zero when nothing is visible. */
+/* Where the key head of query head h starts in a row of k or v. */
+static int64_t key_column(const attention_case *c, int64_t h) {
+  return (c->kv_heads ? h / (c->heads / c->kv_heads) : h) * c->head_dim;
+}
+
+/* Weights of one query in float64, all zero when nothing is visible, and the slope of each score before its cap. */
 static void weigh(const attention_case *c, const attention_data *a, int64_t b, int64_t h, int64_t i,
-                  double *p) {
+                  double *p, double *slope) {
   double best = -INFINITY, sum = 0;
   for (int64_t j = 0; j < c->tokens; j++) {
     p[j] = -INFINITY;
     if ((c->causal && j > i) || (c->mask && !a->mask[b * c->tokens + j])) continue;
     const float *q = a->q + (b * c->tokens + i) * a->ld + h * c->head_dim,
-                *k = a->k + (b * c->tokens + j) * a->ld + h * c->head_dim;
-    double dot = 0;
+                *k = a->k + (b * c->tokens + j) * a->ld + key_column(c, h);
+    double dot = 0, cap = (double)c->soft_cap;
     for (int64_t e = 0; e < c->head_dim; e++) dot += (double)q[e] * (double)k[e];
-    best = fmax(best, p[j] = dot * (double)0.3f);
+    dot *= (double)0.3f;
+    slope[j] = cap > 0 ? 1 / (cosh(dot / cap) * cosh(dot / cap)) : 1;
+    best = fmax(best, p[j] = cap > 0 ? cap * tanh(dot / cap) : dot);
   }
   for (int64_t j = 0; j < c->tokens; j++) sum += p[j] = best == -INFINITY ? 0 : exp(p[j] - best);
   for (int64_t j = 0; j < c->tokens && sum > 0; j++) p[j] /= sum;
 }
 
-/* Everything of one (batch, head) in float64, by the definition. */
-static void check_head(const attention_case *c, const attention_data *a, int64_t b, int64_t h) {
-  int64_t t = c->tokens, e_max = c->head_dim, rows = c->batch * t;
-  double *p = calloc((size_t)(t + 3 * t * e_max), sizeof *p), *dq = p + t, *dk = dq + t * e_max,
-         *dv = dk + t * e_max;
-  double loose = c->size > 1 ? 2e-3 : 5e-6; /* scores of 1e5 carry 1e-2 of rounding into the exponent */
+/* Everything of one (batch, head) in float64, by the definition; dk and dv are added up over the heads of a group. */
+static void check_head(const attention_case *c, const attention_data *a, int64_t b, int64_t h, double *dk,
+                       double *dv) {
+  int64_t t = c->tokens, e_max = c->head_dim, key = key_column(c, h);
+  double *p = calloc((size_t)(2 * t + t * e_max), sizeof *p), *slope = p + t, *dq = slope + t;
+  double loose = c->size > 2 ? 2e-3 : 5e-6; /* scores of 1e5 carry 1e-2 of rounding into the exponent */
   for (int64_t i = 0; i < t; i++) {
     const float *dout = a->dout + (b * t + i) * a->d + h * e_max;
     double delta = 0;
-    weigh(c, a, b, h, i, p);
+    weigh(c, a, b, h, i, p, slope);
     for (int64_t e = 0; e < e_max; e++) {
       double sum = 0;
-      for (int64_t j = 0; j < t; j++) sum += p[j] * (double)a->v[(b * t + j) * a->ld + h * e_max + e];
+      for (int64_t j = 0; j < t; j++) sum += p[j] * (double)a->v[(b * t + j) * a->ld + key + e];
       check_close("out", (b * t + i) * a->d + h * e_max + e,
                   (double)a->out[(b * t + i) * a->d + h * e_max + e], sum, loose);
       delta += sum * (double)dout[e];
     }
     for (int64_t j = 0; j < t; j++) {
       check_close("pattern", j, (double)a->pattern[((b * c->heads + h) * t + i) * t + j], p[j], loose);
+      if (p[j] == 0) continue;
       double dp = 0;
-      for (int64_t e = 0; e < e_max; e++)
-        dp += (double)dout[e] * (double)a->v[(b * t + j) * a->ld + h * e_max + e];
-      double ds = p[j] * (dp - delta) * (double)0.3f;
+      for (int64_t e = 0; e < e_max; e++) dp += (double)dout[e] * (double)a->v[(b * t + j) * a->ld + key + e];
+      double ds = p[j] * (dp - delta) * slope[j] * (double)0.3f;
       for (int64_t e = 0; e < e_max; e++) {
-        dq[i * e_max + e] += ds * (double)a->k[(b * t + j) * a->ld + h * e_max + e];
-        dk[j * e_max + e] += ds * (double)a->q[(b * t + i) * a->ld + h * e_max + e];
-        dv[j * e_max + e] += p[j] * (double)dout[e];
+        dq[i * e_max + e] += ds * (double)a->k[(b * t + j) * a->ld + key + e];
+        dk[j * a->kv + key + e] += ds * (double)a->q[(b * t + i) * a->ld + h * e_max + e];
+        dv[j * a->kv + key + e] += p[j] * (double)dout[e];
       }
     }
   }
-  for (int64_t i = 0; i < t * e_max && c->size == 1; i++) {
+  for (int64_t i = 0; i < t * e_max && c->size <= 2; i++) {
     int64_t at = (b * t + i / e_max) * a->d + h * e_max + i % e_max;
     check_close("dq", at, (double)a->grads[at], dq[i], 1e-5);
-    check_close("dk", at, (double)a->grads[rows * a->d + at], dk[i], 1e-5);
-    check_close("dv", at, (double)a->grads[2 * rows * a->d + at], dv[i], 1e-5);
   }
   free(p);
 }
 
+static void check_attention(const attention_case *c, const attention_data *a) {
+  int64_t t = c->tokens, rows = c->batch * t;
+  const float *got_dk = a->grads + rows * a->d, *got_dv = got_dk + rows * a->kv;
+  for (int64_t b = 0; b < c->batch; b++) {
+    double *dk = calloc((size_t)(2 * t * a->kv), sizeof *dk), *dv = dk + t * a->kv;
+    for (int64_t h = 0; h < c->heads; h++) check_head(c, a, b, h, dk, dv);
+    for (int64_t i = 0; i < t * a->kv && c->size <= 2; i++) {
+      check_close("dk", b * t * a->kv + i, (double)got_dk[b * t * a->kv + i], dk[i], 1e-5);
+      check_close("dv", b * t * a->kv + i, (double)got_dv[b * t * a->kv + i], dv[i], 1e-5);
+    }
+    free(dk);
+  }
+}
+
 static void run_attention(const attention_case *c, attention_data *a) {
-  int64_t size = c->batch * c->tokens * a->d;
+  int64_t rows = c->batch * c->tokens;
   CHECK(cpu()->kernels->attention(cpu(), &a->args));
   sl_attention_backward_args back = { .forward = a->args,
                                       .dout = a->dout,
                                       .dq = a->grads,
-                                      .dk = a->grads + size,
-                                      .dv = a->grads + 2 * size,
+                                      .dk = a->grads + rows * a->d,
+                                      .dv = a->grads + rows * (a->d + a->kv),
                                       .ld_dq = a->d,
-                                      .ld_dk = a->d,
-                                      .ld_dv = a->d };
+                                      .ld_dk = a->kv,
+                                      .ld_dv = a->kv };
   CHECK(cpu()->kernels->attention_backward(cpu(), &back));
 }
 
@@ -311,8 +339,7 @@ static void test_attention(void **state) {
     const attention_case *c = &attention_cases[i];
     attention_data a = make_attention(c);
     run_attention(c, &a);
-    for (int64_t pair = 0; pair < c->batch * c->heads; pair++)
-      check_head(c, &a, pair / c->heads, pair % c->heads);
+    check_attention(c, &a);
     free_attention(&a);
   }
 }

@@ -51,7 +51,7 @@ local cfg = sl.config {
   run_name  = { nil, "folder name; null = topk_bert, topk_bert-2, ...", type = "string" },
   save_every = { 1000, "optimiser steps between checkpoints", min = 1 },
   keep_checkpoints = { 3, "older ones are removed", min = 1 },
-  log_every = { 1, "optimiser steps between lines of metrics.jsonl", min = 1 },
+  log_every = { nil, "optimiser steps between lines of metrics.jsonl; null = 1, on a GPU 10", type = "integer", min = 1 },
   format    = { "saelens", "layout of final/", one_of = { "saelens", "sparsify" } },
   resume    = { nil, "continue the run in this folder, with its options", type = "string", config_folder = true },
   log_to_wandb = { false, "not built yet",
@@ -106,18 +106,22 @@ for step in run:steps() do
       u.loss = u.sae:loss(x[u.at], { kind = cfg.loss_fn, k = k_at(step), auxk_alpha = cfg.auxk_alpha,
         multi_alpha = cfg.multi_topk and 1 / 8 or 0, dead_feature_threshold = cfg.dead_feature_threshold,
         micro_acc_steps = cfg.micro_acc_steps, dtype = cfg.encode_dtype })
-      run:check_finite(u.loss.loss, u.name)
+      if run:logs() then
+        run:check_finite(u.loss.loss, u.name)
+        u.record = sl.run.average(micro > 1 and u.record or nil, u.loss, micro)
+      end
       u.loss:backward(1 / cfg.grad_acc_steps)
-      u.record = sl.run.average(micro > 1 and u.record or nil, u.loss, micro)
     end
   end
   for _, u in ipairs(units) do
-    local r = u.record
     u.optim:step(u.peak * lr(step))
-    r.lr, r.k, r.grad_norm = u.peak * lr(step), k_at(step), u.optim.grad_norm
-    r.dead_fraction = u.sae:dead_fraction(cfg.dead_feature_threshold)
-    r.rare_fraction = u.sae:rare_fraction(cfg.dead_percentage_threshold)
-    run:log(r, u.name)
+    if run:logs() then
+      local r = u.record
+      r.lr, r.k, r.grad_norm = u.peak * lr(step), k_at(step), u.optim.grad_norm
+      r.dead_fraction = u.sae:dead_fraction(cfg.dead_feature_threshold)
+      r.rare_fraction = u.sae:rare_fraction(cfg.dead_percentage_threshold)
+      run:log(r, u.name)
+    end
   end
 end
 

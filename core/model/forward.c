@@ -86,16 +86,13 @@ static sl_status add_and_norm(sl_run *run, int layer, int sum_point, int norm_sl
 
 /* -- Embeddings ----------------------------------------------------------------------------- */
 
-/* i32 [1, n]: 0, step, 2 step, ... */
-static sl_status make_ids(const sl_run *run, int64_t n, int32_t step, sl_tensor **out) {
+/* i32 [1, n]: 0, step, 2 step, ...; on the CPU, as ids are (sl__ids). */
+static sl_status make_ids(int64_t n, int32_t step, sl_tensor **out) {
   int64_t shape[2] = { 1, n };
-  int32_t *ids;
-  SL_TRY(sl_mem_alloc((size_t)n * sizeof *ids, "position ids", (void **)&ids));
+  SL_TRY(sl_tensor_create(sl_cpu_device(), SL_I32, 2, shape, out));
+  int32_t *ids = sl_tensor_data(*out);
   for (int64_t i = 0; i < n; i++) ids[i] = (int32_t)i * step;
-  sl_status status = sl_tensor_create(run->model->device, SL_I32, 2, shape, out);
-  if (status == SL_OK) status = sl_tensor_write(*out, ids, (size_t)n * sizeof *ids);
-  sl_mem_free(ids);
-  return status;
+  return SL_OK;
 }
 
 /* Rows of a table; a broadcast [1, T or 1, D] is spelt out as [B, T, D] only for those who look at it. */
@@ -117,10 +114,10 @@ static sl_status look_up(sl_run *run, int slot, int point, const sl_tensor *ids,
 static sl_status embed_body(sl_run *run, sl_tensor **v, sl_tensor **ids) {
   const sl_forward_options *options = run->options;
   SL_TRY(look_up(run, SL_SLOT_WORD_EMBED, SL_POINT_EMBED_TOKENS, options->ids, &v[SL_POINT_EMBED_TOKENS]));
-  if (!options->type_ids) SL_TRY(make_ids(run, 1, 0, &ids[0]));
+  if (!options->type_ids) SL_TRY(make_ids(1, 0, &ids[0]));
   SL_TRY(look_up(run, SL_SLOT_TYPE_EMBED, SL_POINT_EMBED_TYPES, options->type_ids ? options->type_ids : ids[0],
                  &v[SL_POINT_EMBED_TYPES]));
-  SL_TRY(make_ids(run, run->tokens, 1, &ids[1]));
+  SL_TRY(make_ids(run->tokens, 1, &ids[1]));
   SL_TRY(look_up(run, SL_SLOT_POS_EMBED, SL_POINT_EMBED_POSITIONS, ids[1], &v[SL_POINT_EMBED_POSITIONS]));
 
   sl_tensor *typed = NULL;
@@ -226,7 +223,7 @@ static sl_status attend_openly(sl_run *run, int layer, sl_tensor **v, sl_tensor 
 static sl_status attend(sl_run *run, int layer, sl_tensor **v) {
   sl_tensor **pattern = wants(run, layer, SL_POINT_ATTN_PATTERN, WANT_ANY) ? &v[SL_POINT_ATTN_PATTERN] : NULL;
   sl_attention_options options = { .heads = run->model->spec.n_heads, .pattern = pattern };
-  SL_TRY(sl_attention(v[SL_POINT_ATTN_Q], v[SL_POINT_ATTN_K], v[SL_POINT_ATTN_V], run->options->mask, &options,
+  SL_TRY(sl_attention(v[SL_POINT_ATTN_Q], v[SL_POINT_ATTN_K], v[SL_POINT_ATTN_V], run->mask, &options,
                       &v[SL_POINT_ATTN_Z]));
   return pattern ? visit(run, layer, SL_POINT_ATTN_PATTERN, pattern) : SL_OK;
 }
@@ -345,9 +342,9 @@ static sl_status check_input(const sl_model *model, const sl_tensor *tensor, con
                    sl_tensor_shape_text(like, want));
   if (!sl_tensor_is_contiguous(tensor))
     return sl_fail(SL_ESHAPE, "model forward: %s is a strided view; call :contiguous() on it", name);
-  if (sl_tensor_device(tensor) != model->device)
-    return sl_fail(SL_EINVAL, "model forward: %s is on %s, the model on %s", name, sl_tensor_device(tensor)->name,
-                   model->device->name);
+  if (sl_tensor_device(tensor) != model->device && !sl_tensor_device(tensor)->host_memory)
+    return sl_fail(SL_EINVAL, "model forward: %s is on %s, the model on %s; expected the CPU or the model's device",
+                   name, sl_tensor_device(tensor)->name, model->device->name);
   return SL_OK;
 }
 
@@ -415,7 +412,9 @@ static sl_status run_all(sl_run *run, sl_tensor **logits) {
   sl_tensor *x = NULL;
   SL_TRY(plan(run));
   SL_TRY(check_gradients(run));
-  sl_status status = embed(run, &x);
+  sl_status status = SL_OK;
+  if (run->options->mask) status = sl_tensor_to_device(run->options->mask, run->model->device, &run->mask);
+  if (status == SL_OK) status = embed(run, &x);
   for (int i = 0; i < run->model->spec.n_layers && status == SL_OK; i++) status = block(run, i, &x);
   if (status == SL_OK) status = head(run, x, logits);
   drop(&x);
@@ -438,6 +437,7 @@ sl_status sl_model_forward(sl_model *model, const sl_forward_options *options, s
   else sl_tensor_release(scores);
   if (status != SL_OK) drop_all(options->n_capture, captured);
   sl_tensor_release(run.splice_keep);
+  sl_tensor_release(run.mask);
   sl_mem_free(run.interest);
   sl_model_release(model);
   return status;

@@ -45,6 +45,7 @@ typedef struct {
   int last_site;          /* the pass ends once this site was visited; n_sites = never */
   int64_t batch, tokens;
   sl_tensor **captured;
+  sl_tensor *mask;        /* the options' mask on the model's device, or NULL */
   sl_tensor *splice_keep; /* f32 [B * T, 1], 1 where splices apply; made at the first splice; NULL = everywhere */
 } sl_run;
 

@@ -207,17 +207,16 @@ static sl_status mean_of_counted(sl_op *op, const sl_tensor *losses, int64_t cou
 
 static sl_status cross_entropy(sl_op *op, const sl_tensor *logits, const sl_tensor *targets,
                                sl_tensor **per_row) {
-  sl_tensor *dense, *ids, *losses, *lse, *inputs[] = { sl__mutable(logits), sl__mutable(targets) };
+  sl_tensor *dense, *ids, *losses, *lse, *inputs[] = { sl__mutable(logits) };
   char text[SL_SHAPE_TEXT], other[SL_SHAPE_TEXT];
-  SL_TRY(sl__inputs(op, 2, inputs));
+  int64_t counted, rows = logits->shape[0];
+  SL_TRY(sl__inputs(op, 1, inputs));
   SL_TRY(sl__dense(op, logits, "logits", SL_F32, 2, &dense));
-  SL_TRY(sl__dense(op, targets, "targets", SL_I32, 1, &ids));
+  SL_TRY(sl__ids(op, targets, "targets", 1, (int64_t[]){ INT32_MIN, logits->shape[1] }, &counted, &ids));
   if (targets->shape[0] != logits->shape[0]) {
     return sl_fail(SL_ESHAPE, "%s: logits %s need as many targets as rows, not %s", op->name,
                    sl_tensor_shape_text(logits, text), sl_tensor_shape_text(targets, other));
   }
-  int64_t counted, rows = logits->shape[0];
-  SL_TRY(sl__check_ids(op->name, ids, INT32_MIN, logits->shape[1], &counted));
   if (counted == 0)
     return sl_fail(SL_EINVAL, "%s: no target is >= 0, so there is no row to average over", op->name);
   SL_TRY(sl__output(op, SL_F32, 0, NULL));

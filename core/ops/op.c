@@ -98,8 +98,8 @@ static sl_status scan_ids(const char *op, const int32_t *ids, int64_t n, const i
   return SL_OK;
 }
 
-sl_status sl__check_ids(const char *op, const sl_tensor *ids, int64_t low, int64_t limit, int64_t *counted) {
-  int64_t n = sl_tensor_count(ids), range[2] = { low, limit };
+static sl_status check_ids(const char *op, const sl_tensor *ids, const int64_t range[2], int64_t *counted) {
+  int64_t n = sl_tensor_count(ids);
   if (sl_tensor_device(ids)->host_memory) return scan_ids(op, sl_tensor_data(ids), n, range, counted);
   void *host;
   SL_TRY(sl_mem_alloc((size_t)n * sizeof(int32_t), "ids to check", &host));
@@ -107,6 +107,20 @@ sl_status sl__check_ids(const char *op, const sl_tensor *ids, int64_t low, int64
   if (status == SL_OK) status = scan_ids(op, host, n, range, counted);
   sl_mem_free(host);
   return status;
+}
+
+sl_status sl__ids(sl_op *op, const sl_tensor *ids, const char *argument, int rank, const int64_t range[2],
+                  int64_t *counted, sl_tensor **out) {
+  sl_device *from = sl_tensor_device(ids);
+  if (from != op->device && !from->host_memory)
+    return sl_fail(SL_EDEVICE, "%s: %s are on %s, expected the CPU or %s", op->name, argument, from->name,
+                   op->device->name);
+  SL_TRY(sl__dense(op, ids, argument, SL_I32, rank, out));
+  SL_TRY(check_ids(op->name, *out, range, counted));
+  if (from == op->device) return SL_OK;
+  SL_TRY(sl_tensor_to_device(*out, op->device, out));
+  keep(op, *out);
+  return SL_OK;
 }
 
 /* grad [lead..., shape...] with only leading sums: the reduction kernel does it

@@ -52,9 +52,11 @@ sl_status sl__close(sl_op *op, sl_status status);
 
 /* Negative dimensions count from the end. */
 sl_status sl__dim(const char *op, const sl_tensor *x, int dim, int *out);
-/* Every id lies in [low, limit). `counted`, if not NULL, receives how many are
- * >= 0. */
-sl_status sl__check_ids(const char *op, const sl_tensor *ids, int64_t low, int64_t limit, int64_t *counted);
+/* Takes an input of ids (i32; rank -1 = any), each in [range[0], range[1]): hands them out contiguous on the op's
+ * device. They may be on the CPU, where they are checked without waiting for the device, or on the device itself.
+ * `counted`, if not NULL, receives how many are >= 0. */
+sl_status sl__ids(sl_op *op, const sl_tensor *ids, const char *argument, int rank, const int64_t range[2],
+                  int64_t *counted, sl_tensor **out);
 
 /* Sums a contiguous f32 gradient over the dimensions along which `shape` was
  * broadcast; a new reference. */

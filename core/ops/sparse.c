@@ -24,15 +24,14 @@ static sl_status rows_backward(const sl_node *node, sl_tensor *grad, sl_tensor *
 
 static sl_status take_rows(sl_op *op, const sl_tensor *table, const sl_tensor *ids, int ids_rank) {
   char text[SL_SHAPE_TEXT];
-  sl_tensor *dense, *dense_ids, *inputs[] = { sl__mutable(table), sl__mutable(ids) };
-  SL_TRY(sl__inputs(op, 2, inputs));
+  sl_tensor *dense, *dense_ids, *inputs[] = { sl__mutable(table) };
+  SL_TRY(sl__inputs(op, 1, inputs));
   if (table->dtype != SL_F32 && table->dtype != SL_BF16 && table->dtype != SL_F16) {
     return sl_fail(SL_EDTYPE, "%s: the table is %s, expected f32, bf16 or f16", op->name,
                    sl_dtype_name(table->dtype));
   }
   SL_TRY(sl__dense(op, table, "the table", table->dtype, 2, &dense));
-  SL_TRY(sl__dense(op, ids, "ids", SL_I32, ids_rank, &dense_ids));
-  SL_TRY(sl__check_ids(op->name, dense_ids, 0, table->shape[0], NULL));
+  SL_TRY(sl__ids(op, ids, "ids", ids_rank, (int64_t[]){ 0, table->shape[0] }, NULL, &dense_ids));
   if (ids->rank == SL_MAX_RANK) {
     return sl_fail(SL_ESHAPE, "%s: ids %s leave no dimension for the rows", op->name,
                    sl_tensor_shape_text(ids, text));
@@ -155,13 +154,12 @@ static sl_status check_decode(const sl_op *op, const sl_tensor *values, const sl
 
 static sl_status decode(sl_op *op, sl_tensor *const *inputs, const sl_tensor *indices) {
   sl_tensor *values, *ids, *W, *bias = NULL;
-  SL_TRY(sl__inputs(op, 4, (sl_tensor *[]){ inputs[0], inputs[1], inputs[2], sl__mutable(indices) }));
+  SL_TRY(sl__inputs(op, 3, inputs));
   SL_TRY(sl__dense(op, inputs[0], "values", SL_F32, 2, &values));
-  SL_TRY(sl__dense(op, indices, "indices", SL_I32, 2, &ids));
   SL_TRY(sl__dense(op, inputs[1], "W_dec", SL_F32, 2, &W));
+  SL_TRY(sl__ids(op, indices, "indices", 2, (int64_t[]){ 0, W->shape[0] }, NULL, &ids));
   if (inputs[2] != NULL) SL_TRY(sl__dense(op, inputs[2], "b_dec", SL_F32, 1, &bias));
   SL_TRY(check_decode(op, values, ids, W, bias));
-  SL_TRY(sl__check_ids(op->name, ids, 0, W->shape[0], NULL));
   SL_TRY(sl__output(op, SL_F32, 2, (int64_t[]){ values->shape[0], W->shape[1] }));
   sl_sparse_rows_args args = { .values = sl_tensor_f32(values),
                                .indices = sl_tensor_data(ids),

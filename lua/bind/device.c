@@ -53,6 +53,16 @@ static int trim(lua_State *L) {
   return 0;
 }
 
-static const luaL_Reg functions[] = { { "devices", devices }, { "memory", memory }, { "trim", trim }, { NULL, NULL } };
+/*** How often the host has waited for a device since the program started. A training step on a GPU should not wait:
+ * reading a number, printing a tensor and moving one to the CPU do.
+ * @function waits
+ * @tparam string device
+ * @treturn integer */
+static int waits(lua_State *L) {
+  lua_pushnumber(L, (lua_Number)sl_lua_find_device(L, luaL_checkstring(L, 1))->waits);
+  return 1;
+}
+
+static const luaL_Reg functions[] = { { "devices", devices }, { "memory", memory }, { "trim", trim }, { "waits", waits }, { NULL, NULL } };
 
 void sl_lua_open_device(lua_State *L) { luaL_setfuncs(L, functions, 0); }

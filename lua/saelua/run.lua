@@ -104,6 +104,9 @@ local function read_state(checkpoint)
   return state
 end
 
+-- Reading a number waits for a GPU, and its steps are short: there only every tenth is logged.
+local function default_log_every(device) return (device or "cpu") == "cpu" and 1 or 10 end
+
 local START_OPTIONS = { recipe = strict.required, steps = strict.required, tokens_per_step = strict.required }
 
 --- Plans (or, with `cfg.resume`, reopens) a run. Its folder is made by `run:steps`, so that a mistake found before
@@ -116,7 +119,7 @@ function M.start(cfg, options)
   local values = cfg:to_table()
   local self = setmetatable({
     options = values, recipe = o.recipe, total = o.steps, tokens_per_step = o.tokens_per_step, step = 0,
-    save_every = values.save_every or 1000, log_every = values.log_every or 1, keep = values.keep_checkpoints or 3,
+    save_every = values.save_every or 1000, log_every = values.log_every or default_log_every(values.device), keep = values.keep_checkpoints or 3,
     tracked = {}, curves = {}, warnings = {}, started = host.now(), started_at = os.date "%Y-%m-%d %H:%M:%S",
   }, Run)
   if values.resume and values.resume ~= json.null then
@@ -315,13 +318,20 @@ function Run:reload_curves()
   end
 end
 
---- Stops the run when a loss is not finite, before it reaches the weights: the last checkpoint stays as it was.
--- @tparam number loss
+--- Whether this step's values are logged: every `log_every` steps, and the last. Other steps need no numbers, and on
+-- a GPU reading one waits for it.
+-- @treturn boolean
+function Run:logs() return (self.step + 1) % self.log_every == 0 or self.step + 1 == self.total end
+
+--- Stops the run when a loss is not finite. It never reaches the weights (a gradient that is not finite is refused by
+-- the optimiser), so the last checkpoint is good.
+-- @tparam number value
 -- @tparam[opt=""] string name which SAE, when there are several
-function Run:check_finite(loss, name)
-  if loss == loss and math.abs(loss) ~= math.huge then return end
-  fail("the loss%s is %s at step %d: training stopped. %s Try a smaller --lr, or look for activations that are not "
-    .. "finite", name and " of " .. name or "", tostring(loss), self.step,
+-- @tparam[opt="loss"] string what the value is
+function Run:check_finite(value, name, what)
+  if value == value and math.abs(value) ~= math.huge then return end
+  fail("the %s%s is %s at step %d: training stopped. %s Try a smaller --lr, or look for activations that are not "
+    .. "finite", what or "loss", name and " of " .. name or "", tostring(value), self.step,
     self.saved_step and ("The checkpoint of step %d is good."):format(self.saved_step)
       or "No checkpoint was saved yet.")
 end
@@ -333,11 +343,12 @@ function Run:log(values, name)
   name = name or ""
   local loss = values.loss
   if loss then self:check_finite(loss, name) end
+  if values.grad_norm then self:check_finite(values.grad_norm, name, "gradient norm") end
   local tokens = (self.step + 1) * self.tokens_per_step
   self.progress:update(tokens, {
     loss = loss, ev = values.explained_variance, l0 = values.l0, dead = values.dead_fraction,
   })
-  if (self.step + 1) % self.log_every ~= 0 and self.step + 1 ~= self.total then return end
+  if not self:logs() then return end
   local record = { step = self.step + 1, tokens = tokens, sae = name, tokens_per_s = self.progress:speed() }
   for key, value in pairs(values) do record[key] = value end
   check(self.metrics:write(record))

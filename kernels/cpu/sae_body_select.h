@@ -58,7 +58,8 @@ static int32_t keep_above(float *values, int32_t *ids, int32_t n, float bound, i
  * *count > limit >= k. */
 static void shrink(float *values, int32_t *ids, int32_t *count, float *threshold, int32_t k, int32_t limit) {
   int32_t n = *count, above = n;
-  int32_t low = to_bits(*threshold), high = to_bits(largest(values, n));
+  /* Ties kept by an earlier call equal the threshold: the search starts below it. */
+  int32_t low = *threshold > 0 ? to_bits(*threshold) - 1 : 0, high = to_bits(largest(values, n));
   for (int round = 0; above > limit && high - low > 1; round++) {
     int32_t middle = low + (high - low) / 2;
     if (round < 8) { /* near-linear at first: halving bits from zero would walk through the exponents */

@@ -128,6 +128,22 @@ static void test_ties(void **state) {
   sae_cpu_limit_isa(SAE_ISA_BEST);
 }
 
+/* Ties that survived one shrink are still there for the next: the k-th value stays what it was while a few larger
+ * ones arrive. */
+static void test_ties_outlive_shrinking(void **state) {
+  (void)state;
+  for (int isa = SAE_ISA_BASE; isa <= SAE_ISA_BEST; isa++) {
+    sae_cpu_limit_isa(isa);
+    sae_rig r = rig_create((sae_case){ .n = 35, .d = 2, .m = 2000, .k = 10, .exact = true }, 5);
+    memset(r.weights.w_enc, 0, (size_t)(r.c.m * r.c.d) * 4);
+    for (int64_t i = 0; i < r.c.m; i++) r.weights.b_enc[i] = i % 500 == 499 ? 2 : 1;
+    rig_encode(&r);
+    for (int64_t t = 0; t < r.c.n; t++) compare_row(&r, &r.codes, t, 10, NULL);
+    rig_free(&r);
+  }
+  sae_cpu_limit_isa(SAE_ISA_BEST);
+}
+
 static void test_nonfinite_is_counted(void **state) {
   (void)state;
   for (int isa = SAE_ISA_BASE; isa <= SAE_ISA_BEST; isa++) {
@@ -267,6 +283,7 @@ int main(void) {
     cmocka_unit_test(test_large_k),
     cmocka_unit_test(test_no_tokens_and_no_positives),
     cmocka_unit_test(test_ties),
+    cmocka_unit_test(test_ties_outlive_shrinking),
     cmocka_unit_test(test_nonfinite_is_counted),
     cmocka_unit_test(test_threads_and_neighbours),
     cmocka_unit_test(test_instruction_sets_agree),

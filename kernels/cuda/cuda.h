@@ -79,7 +79,7 @@ SL_KERNELS(X)
 
 enum { SLK_WARP = 32 };
 
-template <typename T> static inline T slk_ceil_div(T a, T b) { return (a + b - 1) / b; }
+template <typename T> static __host__ __device__ __forceinline__ T slk_ceil_div(T a, T b) { return (a + b - 1) / b; }
 
 /* -- On the device -- */
 

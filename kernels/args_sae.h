@@ -106,6 +106,8 @@ typedef struct {
   double sum_squares[SL_SAE_TERMS]; /* of each term's residual */
   double cosine, total_variance;    /* sums over the batch */
   int64_t nonfinite, dead;
+  double smallest;                  /* of the codes that a batch selection kept */
+  int64_t crowded;                  /* see sae_batch_select */
   int64_t entries;                  /* of the main codes */
   double loss, mse, fvu, mean_cosine, auxk, multi_topk;
   double factor[SL_SAE_TERMS];      /* d loss / d residual = factor * residual */

@@ -35,6 +35,10 @@
 #define SL_KERNELS_SAE(X)                                                                    \
   X(sae_pack,           "x - shift in the layouts of the SAE kernels",               true)  \
   X(sae_encode_topk,    "encoder product and exact top-k per token, fused",          true)  \
+  X(sae_encode_groupmax, "encoder product and the largest of each group, fused",     true)  \
+  X(sae_encode_jumprelu, "encoder product and a threshold per latent, fused",        true)  \
+  X(sae_batch_select,   "the largest entries of a whole batch of codes",             true)  \
+  X(sae_follow_threshold, "running mean of the least value that was kept",           true)  \
   X(sae_codes_prefix,   "the k largest entries of each code row",                    true)  \
   X(sae_codes_dense,    "codes as a matrix",                                         true)  \
   X(sae_index_codes,    "codes by latent: stable counting sort",                     true)  \

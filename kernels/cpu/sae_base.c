@@ -7,6 +7,8 @@
 
 #include "sae_body_select.h"
 
+#include "sae_body_groupmax.h"
+
 #include "sae_body_encode.h"
 
 #include "sae_body_sweep.h"

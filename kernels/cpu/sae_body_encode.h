@@ -75,8 +75,10 @@ static void copy_block_pairs(const uint16_t *w, int64_t d, int64_t rows, uint16_
   } while (0)
 #endif
 
-/* Appends what beats the thresholds of the panel's tokens (the first is `token`); rows in `wanted` only. */
-INLINE void scan(vf acc[ROWS][2], token_lists *lists, int64_t token, int64_t latent, unsigned wanted) {
+/* Appends what beats the thresholds of the panel's tokens (the first is `token`) and the floors of the rows; rows in
+ * `wanted` only. */
+INLINE void scan(vf acc[ROWS][2], token_lists *lists, int64_t token, int64_t latent, unsigned wanted,
+                 const float floor[ROWS]) {
   float *threshold = lists->threshold + token;
   int32_t *count = lists->count + token;
 #if SAE_LANES == 16 && defined(__AVX512F__)
@@ -88,8 +90,9 @@ INLINE void scan(vf acc[ROWS][2], token_lists *lists, int64_t token, int64_t lat
   __m512 t0 = _mm512_loadu_ps(threshold), t1 = _mm512_loadu_ps(threshold + 16);
 #pragma GCC unroll 12
   for (int r = 0; r < ROWS; r++) {
-    __mmask16 m0 = _mm512_cmp_ps_mask((__m512)acc[r][0], t0, _CMP_GT_OQ);
-    __mmask16 m1 = _mm512_cmp_ps_mask((__m512)acc[r][1], t1, _CMP_GT_OQ);
+    __m512 low = _mm512_set1_ps(floor[r]);
+    __mmask16 m0 = _mm512_cmp_ps_mask((__m512)acc[r][0], _mm512_max_ps(t0, low), _CMP_GT_OQ);
+    __mmask16 m1 = _mm512_cmp_ps_mask((__m512)acc[r][1], _mm512_max_ps(t1, low), _CMP_GT_OQ);
     if (!(m0 | m1) || !(wanted >> r & 1)) continue;
     _mm512_storeu_ps(hit_values + hits, _mm512_maskz_compress_ps(m0, (__m512)acc[r][0]));
     _mm512_storeu_si512(hit_codes + hits, _mm512_maskz_compress_epi32(
@@ -114,7 +117,7 @@ INLINE void scan(vf acc[ROWS][2], token_lists *lists, int64_t token, int64_t lat
     store(row, acc[r][0]);
     store(row + LANES, acc[r][1]);
     for (int t = 0; t < PANEL; t++) {
-      if (!(row[t] > threshold[t])) continue;
+      if (!(row[t] > threshold[t] && row[t] > floor[r])) continue;
       int64_t at = (token + t) * lists->capacity + count[t]++;
       lists->values[at] = row[t];
       lists->ids[at] = (int32_t)latent + r;
@@ -152,6 +155,7 @@ static void cut_lists(char **scratch, token_lists *lists, int64_t k, int64_t cap
   lists->count = cut(scratch, n * 4);
   lists->values = cut(scratch, entries * 4);
   lists->ids = cut(scratch, entries * 4);
+  lists->best = NULL;
   memset(lists->count, 0, n * 4);
   for (int64_t t = 0; t < tile; t++) lists->threshold[t] = t < tokens ? 0 : INFINITY; /* padding never hits */
 }
@@ -163,12 +167,17 @@ static tile_state cut_tile(const encode_job *job, int64_t tokens, char *scratch)
   tile.poison = cut(&scratch, (size_t)job->tile_tokens * 4);
   memset(tile.poison, 0, (size_t)job->tile_tokens * 4);
   cut_lists(&scratch, &tile.live, args->k, job->capacity, job->tile_tokens, tokens);
+  if (job->rule.group) tile.live.best = cut(&scratch, (size_t)job->tile_tokens * 4);
   if (args->dead) cut_lists(&scratch, &tile.dead, args->k_dead, job->dead_capacity, job->tile_tokens, tokens);
   return tile;
 }
 
 static void finish_tile(const encode_job *job, tile_state *tile, int64_t first, int64_t tokens) {
   for (int64_t t = 0; t < tokens; t++) {
+    if (job->rule.overflow && (tile->live.threshold[t] > 0 || tile->live.count[t] > tile->live.k)) {
+#pragma omp atomic
+      ++*job->rule.overflow;
+    }
     finish_token(&tile->live, t, &job->args->codes, first + t);
     if (job->args->dead) finish_token(&tile->dead, t, &job->args->dead_codes, first + t);
     if (tile->poison[t] != 0) {
@@ -185,6 +194,8 @@ INLINE void prefetch_part(const char *next, size_t bytes, int64_t part, int64_t 
   for (size_t at = from; at < to; at += 64) __builtin_prefetch(next + at, 0, 2);
 }
 
+static const float no_floor[ROWS] = {0};
+
 /* The tile loop with the product left open; COPY and PRODUCT see `w`, `rows`, `tile.block`, `panel`, `acc`.
  */
 #define TILE_LOOP(ELEMENT, PANEL_STRIDE, COPY, PRODUCT)                                                 \
@@ -198,8 +209,9 @@ INLINE void prefetch_part(const char *next, size_t bytes, int64_t part, int64_t 
     COPY;                                                                                               \
     int64_t after = args->m - latent - rows < ROWS ? args->m - latent - rows : ROWS;                    \
     size_t next_bytes = (size_t)(after * d) * sizeof(ELEMENT);                                          \
-    float bias[ROWS] = {0};                                                                             \
+    float bias[ROWS] = {0}, floor[ROWS] = {0};                                                          \
     if (args->bias) memcpy(bias, args->bias + latent, (size_t)rows * sizeof *bias);                     \
+    if (job->rule.floor) memcpy(floor, job->rule.floor + latent, (size_t)rows * sizeof *floor);         \
     unsigned dead = 0;                                                                                  \
     for (int64_t r = 0; args->dead && r < rows; r++) dead |= (unsigned)(args->dead[latent + r] != 0) << r; \
     for (int64_t p = 0; p < panels; p++) {                                                              \
@@ -212,8 +224,9 @@ INLINE void prefetch_part(const char *next, size_t bytes, int64_t part, int64_t 
       for (int r = 0; r < ROWS; r++) bad0 += acc[r][0] * 0.0f, bad1 += acc[r][1] * 0.0f;                \
       store(tile.poison + p * PANEL, bad0);                                                             \
       store(tile.poison + p * PANEL + LANES, bad1);                                                     \
-      scan(acc, &tile.live, p * PANEL, latent, ~0u);                                                    \
-      if (dead) scan(acc, &tile.dead, p * PANEL, latent, dead);                                         \
+      if (job->rule.group) scan_groups(acc, &tile.live, p * PANEL, latent, rows, job->rule.group);      \
+      else scan(acc, &tile.live, p * PANEL, latent, ~0u, floor);                                        \
+      if (dead) scan(acc, &tile.dead, p * PANEL, latent, dead, no_floor);                               \
     }                                                                                                   \
   }                                                                                                     \
   finish_tile(job, &tile, first, tokens)

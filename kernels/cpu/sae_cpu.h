@@ -27,10 +27,19 @@ typedef struct {
   int64_t k, capacity;           /* capacity: entries a token, a multiple of 16 */
   float *values, *threshold;     /* [tokens, capacity], [tokens] */
   int32_t *ids, *count;          /* [tokens, capacity], [tokens] */
+  int32_t *best;                 /* [tokens]: with groups, the latent whose value `threshold` is */
 } token_lists;
+
+/* How a token's live entries are chosen; all zero: the k largest. */
+typedef struct {
+  int64_t group;                 /* latents of a group, of which the largest is chosen; or 0 */
+  const float *floor;            /* [m]: only what lies above it; or NULL */
+  int64_t *overflow;             /* added to: tokens that had more than k; or NULL */
+} encode_rule;
 
 typedef struct {
   const sl_sae_encode_topk_args *args;
+  encode_rule rule;
   int64_t capacity, dead_capacity;
   int64_t tile_tokens;           /* a multiple of the panel */
 } encode_job;
@@ -77,11 +86,14 @@ const sae_cpu_ops *sae_cpu_get_ops(void);
 enum { SAE_ISA_BASE, SAE_ISA_AVX2, SAE_ISA_AVX512, SAE_ISA_BEST };
 void sae_cpu_limit_isa(int isa);
 
+/* sae_encode_topk with another rule. */
+sl_status sae_cpu_encode(const sl_sae_encode_topk_args *args, encode_rule rule);
+
 /* Bytes of scratch that encode_tile wants; how it divides them (sae_body_encode.h) is its own business. */
 static inline size_t encode_scratch_bytes(const sl_sae_encode_topk_args *args, const encode_job *job) {
   size_t tile = (size_t)job->tile_tokens;
   size_t block = (size_t)round_up(args->d, 32) * 4 * 12;
-  size_t lists = tile * (size_t)(job->capacity + job->dead_capacity) * 8 + tile * 5 * 4;
+  size_t lists = tile * (size_t)(job->capacity + job->dead_capacity) * 8 + tile * 6 * 4;
   return (block + lists + 1024 + 63) / 64 * 64;
 }
 

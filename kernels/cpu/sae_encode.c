@@ -87,9 +87,10 @@ static int64_t buffer_capacity(int64_t k, int64_t m, int64_t block) {
 
 /* Tile: its panels fill most of a second-level cache, its buffers a few megabytes, and no thread goes
  * without. */
-static encode_job plan(const sl_sae_encode_topk_args *args, const sae_cpu_ops *ops) {
+static encode_job plan(const sl_sae_encode_topk_args *args, encode_rule rule, const sae_cpu_ops *ops) {
   enum { PANEL_BYTES = 768 << 10, BUFFER_BYTES = 6 << 20, MOST_TOKENS = 256 };
-  encode_job job = { .args = args, .capacity = buffer_capacity(args->k, args->m, ops->block_latents) };
+  encode_job job = { .args = args, .rule = rule };
+  job.capacity = rule.group ? round_up(args->k, 16) : buffer_capacity(args->k, args->m, ops->block_latents);
   if (args->dead) job.dead_capacity = buffer_capacity(args->k_dead, args->m, ops->block_latents);
   int64_t panel = ops->panel_tokens, element = uses_pairs(ops, args->dtype) ? 2 : 4;
   int64_t tile = PANEL_BYTES / (args->d * element);
@@ -119,10 +120,9 @@ static void close_gaps(const sl_codes_view *codes, int64_t k) {
   }
 }
 
-sl_status slk_cpu_sae_encode_topk(sl_device *device, const sl_sae_encode_topk_args *args) {
-  (void)device;
+sl_status sae_cpu_encode(const sl_sae_encode_topk_args *args, encode_rule rule) {
   const sae_cpu_ops *ops = sae_cpu_get_ops();
-  encode_job job = plan(args, ops);
+  encode_job job = plan(args, rule, ops);
   size_t share = encode_scratch_bytes(args, &job);
   int64_t tiles = (args->n + job.tile_tokens - 1) / job.tile_tokens;
   int64_t threads = omp_get_max_threads() < tiles ? omp_get_max_threads() : tiles;
@@ -132,7 +132,7 @@ sl_status slk_cpu_sae_encode_topk(sl_device *device, const sl_sae_encode_topk_ar
     return SL_OK;
   }
   if (args->workspace_bytes < share + 64)
-    return sl_fail(SL_EINVAL, "sae_encode_topk: a workspace of %zu bytes, %zu are needed",
+    return sl_fail(SL_EINVAL, "sae_encode: a workspace of %zu bytes, %zu are needed",
                    args->workspace_bytes, share + 64);
   if (share * (size_t)threads + 64 > args->workspace_bytes)
     threads = (int64_t)((args->workspace_bytes - 64) / share);
@@ -146,4 +146,9 @@ sl_status slk_cpu_sae_encode_topk(sl_device *device, const sl_sae_encode_topk_ar
   close_gaps(&args->codes, args->k);
   if (args->dead) close_gaps(&args->dead_codes, args->k_dead);
   return SL_OK;
+}
+
+sl_status slk_cpu_sae_encode_topk(sl_device *device, const sl_sae_encode_topk_args *args) {
+  (void)device;
+  return sae_cpu_encode(args, (encode_rule){ 0 });
 }

@@ -6,6 +6,7 @@ local sl = require "saelua"
 local cfg = sl.config {
   model    = { "bert-mini", "built-in name, local directory, or a hub name in the local HF cache" },
   dataset  = { "storyworld", "built-in name, .txt or .jsonl file, or folder of them" },
+  device   = { "cpu", "cpu, cuda or cuda:<n>" },
   layer    = { nil, "0-indexed layer whose output to train on; null = the middle one", type = "integer", min = 0 },
   max_tokens = { 1000000, "tokens to train on", min = 1 },
   batch_size = { 32, "sequences per model forward", min = 1 },
@@ -17,10 +18,11 @@ local cfg = sl.config {
   save_dir = { "output", "where run folders go" },
   run_name = { nil, "folder name; null = custom_sae, custom_sae-2, ...", type = "string" },
   save_every = { 1000, "steps between checkpoints", min = 1 },
+  log_every = { nil, "steps between lines of metrics.jsonl; null = 1, on a GPU 10", type = "integer", min = 1 },
   resume   = { nil, "continue the run in this folder, with its options", type = "string", config_folder = true },
 }
 
-local model = sl.model.load(cfg.model)
+local model = sl.model.load(cfg.model, { device = cfg.device })
 local tokens = sl.data.tokens(cfg.dataset, model.tokenizer, { ctx_len = cfg.ctx_len, seed = cfg.seed })
 local at = model:resid(cfg.layer or math.floor(model.n_layers / 2))[1]
 local acts = sl.data.activations(model, tokens, { at = { at }, batch_size = cfg.batch_size })
@@ -29,8 +31,8 @@ local acts = sl.data.activations(model, tokens, { at = { at }, batch_size = cfg.
 local d_in = model:width(at)
 local d_sae = d_in * cfg.expansion_factor
 local bound = 1 / math.sqrt(d_in)
-local W_enc = sl.rand({ d_sae, d_in }, { seed = cfg.seed, low = -bound, high = bound })
-local b_enc, b_dec = sl.zeros { d_sae }, sl.zeros { d_in }
+local W_enc = sl.rand({ d_sae, d_in }, { seed = cfg.seed, low = -bound, high = bound, device = cfg.device })
+local b_enc, b_dec = sl.zeros({ d_sae }, { device = cfg.device }), sl.zeros({ d_in }, { device = cfg.device })
 local W_dec = sl.normalize_rows_(W_enc:clone())
 local optim = sl.optim.adam { { "W_enc", W_enc }, { "b_enc", b_enc }, { "W_dec", W_dec }, { "b_dec", b_dec } }
 
@@ -61,8 +63,10 @@ for step in run:steps() do
   fvu:backward()
   optim:step(lr(step))
   sl.normalize_rows_(W_dec)
-  local value = fvu:item()
-  run:log({ loss = value, fvu = value, explained_variance = 1 - value, lr = lr(step) }, unit.name)
+  if run:logs() then
+    local value = fvu:item()
+    run:log({ loss = value, fvu = value, explained_variance = 1 - value, lr = lr(step) }, unit.name)
+  end
 end
 
 local where = { at = at, exclude = tokens.special_ids }

@@ -8,6 +8,7 @@ local cfg = sl.config {
   vocab_documents = { 20000, "documents that the vocabulary is trained on", min = 1 },
   ctx_len    = { 128, "tokens per sequence", min = 8 },
   seed       = { 42, "data order, masking and initialisation" },
+  device     = { "cpu", "cpu, cuda or cuda:<n>" },
   n_layers   = { 4, "layers", min = 1, group = "Model" },
   d_model    = { 128, "width of the residual stream", min = 1 },
   n_heads    = { 4, "attention heads", min = 1 },
@@ -21,6 +22,7 @@ local cfg = sl.config {
   mask_rate  = { 0.15, "share of tokens to predict", min = 0.01, max = 1 },
   save_dir   = { "output", "where run folders go", group = "Output" },
   run_name   = { nil, "folder name; null = pretrain_bert, pretrain_bert-2, ...", type = "string" },
+  log_every  = { nil, "steps between lines of metrics.jsonl; null = 1, on a GPU 10", type = "integer", min = 1 },
 }
 
 -- Vocabulary, model, data.
@@ -35,7 +37,7 @@ local tokenizer = assert(sl.tokenizer(folder))
 local model = sl.model.new({
   vocab_size = tokenizer.vocab_size, hidden_size = cfg.d_model, num_hidden_layers = cfg.n_layers,
   num_attention_heads = cfg.n_heads, intermediate_size = cfg.d_mlp, max_position_embeddings = cfg.ctx_len,
-}, { seed = cfg.seed, tokenizer = tokenizer, name = "bert-mini" })
+}, { seed = cfg.seed, tokenizer = tokenizer, name = "bert-mini", device = cfg.device })
 local tokens = sl.data.tokens(cfg.dataset, tokenizer, { ctx_len = cfg.ctx_len, seed = cfg.seed })
 local masking = { exclude = tokens.special_ids, mask_id = tokenizer.mask_id, vocab_size = tokenizer.vocab_size,
   rate = cfg.mask_rate, seed = cfg.seed }

@@ -105,6 +105,32 @@ static int64_t compact_row(const float *values, const int32_t *ids, int64_t k, i
   return n;
 }
 
+/* values and ids [rows, k] on the CPU -> offsets, ids, values of the entries, there. */
+static sl_status compact(const sl_tensor *values, const sl_tensor *ids, int64_t n_latents, sl_tensor *parts[3]) {
+  int64_t rows = values->shape[0], k = values->shape[1], count = rows * k, used = 0;
+  sl_device *cpu = sl_cpu_device();
+  SL_TRY(sl_tensor_zeros(cpu, SL_I64, 1, &(int64_t){ rows + 1 }, &parts[0]));
+  SL_TRY(sl_tensor_create(cpu, SL_I32, 1, &count, &parts[1]));
+  SL_TRY(sl_tensor_create(cpu, SL_F32, 1, &count, &parts[2]));
+  for (int64_t t = 0; t < rows; t++) {
+    int64_t n = compact_row(sl_tensor_f32(values) + t * k, (const int32_t *)sl_tensor_data(ids) + t * k, k, n_latents,
+                            (int32_t *)sl_tensor_data(parts[1]) + used, sl_tensor_f32(parts[2]) + used);
+    if (n < 0)
+      return sl_fail(SL_EINVAL, "codes: row %lld has an id twice or outside 0 to %lld", (long long)t,
+                     (long long)n_latents - 1);
+    used += n;
+    ((int64_t *)sl_tensor_data(parts[0]))[t + 1] = used;
+  }
+  for (int i = 1; i < 3; i++) {
+    sl_tensor *whole = parts[i];
+    sl_tensor *used_part;
+    SL_TRY(sl_tensor_slice(whole, 0, 0, used, &used_part));
+    parts[i] = used_part;
+    sl_tensor_release(whole);
+  }
+  return SL_OK;
+}
+
 sl_status sl_codes_from_topk(const sl_tensor *values, const sl_tensor *ids, int64_t n_latents, sl_codes **out) {
   char a[SL_SHAPE_TEXT], b[SL_SHAPE_TEXT];
   SL_TRY(sl_tensor_expect(values, "codes", "values", SL_F32, 2));
@@ -112,26 +138,17 @@ sl_status sl_codes_from_topk(const sl_tensor *values, const sl_tensor *ids, int6
   if (!sl_tensor_same_shape(values, ids) || !sl_tensor_is_contiguous(values) || !sl_tensor_is_contiguous(ids))
     return sl_fail(SL_ESHAPE, "codes: values %s and ids %s must be contiguous and of one shape",
                    sl_tensor_shape_text(values, a), sl_tensor_shape_text(ids, b));
-  if (!sl_tensor_device(values)->host_memory || !sl_tensor_device(ids)->host_memory)
-    return sl_fail(SL_EDEVICE, "codes: values and ids must be on the CPU");
-  int64_t rows = values->shape[0], k = values->shape[1], count = rows * k;
-  sl_device *cpu = sl_cpu_device();
-  sl_tensor *parts[3] = { NULL }, *views[2] = { NULL };
-  sl_status status = sl_tensor_zeros(cpu, SL_I64, 1, &(int64_t){ rows + 1 }, &parts[0]);
-  if (status == SL_OK) status = sl_tensor_create(cpu, SL_I32, 1, &count, &parts[1]);
-  if (status == SL_OK) status = sl_tensor_create(cpu, SL_F32, 1, &count, &parts[2]);
-  int64_t used = 0;
-  for (int64_t t = 0; t < rows && status == SL_OK; t++) {
-    int64_t n = compact_row(sl_tensor_f32(values) + t * k, (const int32_t *)sl_tensor_data(ids) + t * k, k, n_latents,
-                            (int32_t *)sl_tensor_data(parts[1]) + used, sl_tensor_f32(parts[2]) + used);
-    if (n < 0) status = sl_fail(SL_EINVAL, "codes: row %lld has an id twice or outside 0 to %lld", (long long)t,
-                                (long long)n_latents - 1);
-    else used += n;
-    if (status == SL_OK) ((int64_t *)sl_tensor_data(parts[0]))[t + 1] = used;
+  sl_device *cpu = sl_cpu_device(), *device = sl_tensor_device(values);
+  sl_tensor *near[2] = { NULL }, *parts[3] = { NULL }, *placed[3] = { NULL };
+  sl_status status = sl_tensor_to_device(values, cpu, &near[0]);
+  if (status == SL_OK) status = sl_tensor_to_device(ids, cpu, &near[1]);
+  if (status == SL_OK) status = compact(near[0], near[1], n_latents, parts);
+  for (int i = 0; i < 3 && status == SL_OK; i++) status = sl_tensor_to_device(parts[i], device, &placed[i]);
+  if (status == SL_OK) status = sl_codes_from_tensors(placed[0], placed[1], placed[2], n_latents, out);
+  for (int i = 0; i < 2; i++) sl_tensor_release(near[i]);
+  for (int i = 0; i < 3; i++) {
+    sl_tensor_release(parts[i]);
+    sl_tensor_release(placed[i]);
   }
-  for (int i = 0; i < 2 && status == SL_OK; i++) status = sl_tensor_slice(parts[i + 1], 0, 0, used, &views[i]);
-  if (status == SL_OK) status = sl_codes_from_tensors(parts[0], views[0], views[1], n_latents, out);
-  for (int i = 0; i < 2; i++) sl_tensor_release(views[i]);
-  for (int i = 0; i < 3; i++) sl_tensor_release(parts[i]);
   return status;
 }

@@ -151,7 +151,7 @@ end
 -- @tparam Tensor targets i32 [n]
 -- @treturn integer
 function M.hits(logits, targets)
-  return core.eq(core.argmax(logits, 2):to "f32", targets:to "f32"):sum():item()
+  return core.eq(core.argmax(logits, 2):to "f32", targets:to(logits:device()):to "f32"):sum():item()
 end
 
 -- Redundancy --------------------------------------------------------------------------------------------------------

@@ -24,10 +24,11 @@ local M = {}
 local Run = {}
 Run.__index = Run
 
--- Options that may differ between a checkpoint and the run that resumes it: they change no number.
+-- Options that may differ between a checkpoint and the run that resumes it: they change no number, or (device) only the
+-- last bits.
 local FREE_OPTIONS = {
   resume = true, save_dir = true, run_name = true, save_every = true, log_every = true,
-  keep_checkpoints = true,
+  keep_checkpoints = true, device = true,
 }
 
 local function fail(message, ...) error(select("#", ...) > 0 and message:format(...) or message, 0) end

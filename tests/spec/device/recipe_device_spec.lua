@@ -50,6 +50,38 @@ describe("a device whose memory the host cannot read", function()
       fs.read(out .. "/cuda/final/sae_weights.safetensors"))
   end)
 
+  it("runs the other recipes to the numbers of the CPU", function()
+    local common = { "--dataset", dir .. "/text.txt", "--save_dir", out, "--batch_size", "4", "--ctx_len", "16",
+      "--log_every", "1" }
+    local jobs = {
+      custom_sae = { "--model", tiny.folder(), "--max_tokens", "640", "--k", "4", "--expansion_factor", "2" },
+      pretrain_bert = { "--vocab_size", "150", "--n_layers", "1", "--d_model", "16", "--n_heads", "2", "--d_mlp", "32",
+        "--steps", "3" },
+    }
+    for recipe, options in pairs(jobs) do
+      for _, device in ipairs { "cpu", "cuda" } do
+        local words = { "recipes/" .. recipe .. ".lua", "--device", device, "--run_name", recipe .. device }
+        for _, list in ipairs { common, options } do
+          for _, word in ipairs(list) do words[#words + 1] = word end
+        end
+        local run = program.run(words)
+        assert.are.equal(0, run.status, run.err)
+      end
+      same_records(out .. "/" .. recipe .. "cpu/metrics.jsonl", out .. "/" .. recipe .. "cuda/metrics.jsonl")
+    end
+  end)
+
+  it("continues a checkpoint of the other device", function()
+    for device, name in pairs { cpu = "whole", cuda = "begun" } do
+      local run = job(device, name, "--save_every", "5", "--keep_checkpoints", "9")
+      assert.are.equal(0, run.status, run.err)
+    end
+    local resumed = program.run { "recipes/topk_bert.lua", "--resume", out .. "/begun/checkpoints/5", "--device", "cpu",
+      "--log_every", "1" }
+    assert.are.equal(0, resumed.status, resumed.err)
+    same_records(out .. "/whole/metrics.jsonl", out .. "/begun/metrics.jsonl")
+  end)
+
   it("stops a run whose loss is not finite, also when nothing looked at the steps before", function()
     local recipe = program.write(dir .. "/broken.lua", [[
 local sl = require "saelua"

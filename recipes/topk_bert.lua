@@ -11,7 +11,7 @@ local cfg = sl.config {
   max_documents = { nil, "read at most this many documents", type = "integer", min = 1 },
   heldout   = { 0.05, "share of the contexts kept from training, the last ones of the data", min = 0.001, max = 0.9 },
   device    = { "cpu", "cpu, cuda or cuda:<n>" },
-  dtype     = { "f32", "the model's arithmetic", one_of = { "f32", "bf16" } },
+  dtype     = { "f32", "the model's arithmetic; tf32: a GPU's, and the dictionary's too", one_of = { "f32", "bf16", "tf32" } },
   layers    = { nil, "0-indexed layers whose output to train on; null = the middle one", type = "integers", min = 0 },
   layer_stride = { 1, "with all layers: every n-th", min = 1 },
   hookpoints = { {}, "hook points by name or shell glob, in place of layers", type = "strings" },

@@ -1,8 +1,6 @@
-/*** Devices and memory.
+/*** Devices.
  * @module saelua.core */
 #include "bind.h"
-
-#include "core/base/mem.h"
 
 /*** The devices of this machine that this build can use.
  * @function devices
@@ -23,36 +21,6 @@ static int devices(lua_State *L) {
   return 2;
 }
 
-static void set_count(lua_State *L, const char *name, int64_t value) {
-  lua_pushnumber(L, (lua_Number)value);
-  lua_setfield(L, -2, name);
-}
-
-/*** What the engine holds.
- * @function memory
- * @treturn table tensors (live storages), tensor_bytes, tensor_peak_bytes, pooled_bytes, host_blocks, host_bytes
- *   (counted allocations, tensors included), host_peak_bytes */
-static int memory(lua_State *L) {
-  sl_storage_stats storage = sl_storage_get_stats();
-  sl_mem_stats mem = sl_mem_get_stats();
-  lua_newtable(L);
-  set_count(L, "tensors", storage.live_storages);
-  set_count(L, "tensor_bytes", storage.live_bytes);
-  set_count(L, "tensor_peak_bytes", storage.peak_bytes);
-  set_count(L, "pooled_bytes", storage.pooled_bytes);
-  set_count(L, "host_blocks", mem.blocks);
-  set_count(L, "host_bytes", mem.bytes);
-  set_count(L, "host_peak_bytes", mem.peak_bytes);
-  return 1;
-}
-
-/*** Gives pooled blocks back to the system, after a full collection.
- * @function trim */
-static int trim(lua_State *L) {
-  sl_lua_collect(L);
-  return 0;
-}
-
 /*** How often the host has waited for a device since the program started. A training step on a GPU should not wait:
  * reading a number, printing a tensor and moving one to the CPU do.
  * @function waits
@@ -63,6 +31,22 @@ static int waits(lua_State *L) {
   return 1;
 }
 
-static const luaL_Reg functions[] = { { "devices", devices }, { "memory", memory }, { "trim", trim }, { "waits", waits }, { NULL, NULL } };
+/*** Lets float32 products on a CUDA device round their factors to TF32 (10 bits of mantissa; sums stay float32), for
+ * everything that runs there from now on: models and dictionaries.
+ * @function set_tf32
+ * @tparam string device
+ * @tparam boolean on */
+static int set_tf32(lua_State *L) {
+  sl_device *device = sl_lua_find_device(L, luaL_checkstring(L, 1));
+  luaL_checktype(L, 2, LUA_TBOOLEAN);
+  bool on = lua_toboolean(L, 2);
+  if (on && device->host_memory)
+    return luaL_error(L, "tf32 is an arithmetic of CUDA devices; on %s use f32 or bf16", device->name);
+  device->tf32 = on;
+  return 0;
+}
+
+static const luaL_Reg functions[] = { { "devices", devices }, { "waits", waits },
+  { "set_tf32", set_tf32 }, { NULL, NULL } };
 
 void sl_lua_open_device(lua_State *L) { luaL_setfuncs(L, functions, 0); }

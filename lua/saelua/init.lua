@@ -17,6 +17,7 @@ local MODULES = {
   html = "saelua.html",
   json = "saelua.json",
   latents = "saelua.latents",
+  memory_report = "saelua.memory_report",
   model = "saelua.model",
   optim = "saelua.optim",
   report = "saelua.report",
@@ -40,7 +41,7 @@ end
 
 --- The devices that this build can use here: `sl.device.list()`.
 -- @treturn table names, "cpu" first
-sl.device = { list = core.devices }
+sl.device = { list = core.devices, waits = core.waits, set_tf32 = core.set_tf32 }
 
 return setmetatable(sl, {
   __index = function(_, name)

@@ -106,6 +106,15 @@ print "frozen"
     assert.are.equal("frozen\n", run.out, run.err)
   end)
 
+  it("takes tf32 where the CPU refuses it", function()
+    sl.model.load(tiny.folder(), { device = "cuda", dtype = "tf32" })
+    core.set_tf32("cuda", false)
+    assert.has_error(function() sl.model.load(tiny.folder(), { dtype = "tf32" }) end)
+    local run = job("cpu", "refused", "--dtype", "tf32")
+    assert.are.equal(1, run.status)
+    assert.is_truthy(run.err:find("tf32 is an arithmetic of CUDA devices", 1, true), run.err)
+  end)
+
   it("never makes the host wait between two logs", function()
     local model = sl.model.load(tiny.folder(), { device = "cuda" })
     local tokens = sl.data.tokens(dir .. "/text.txt", model.tokenizer, { ctx_len = 16 })

@@ -1,369 +1,143 @@
-/* Times one TopK training step and its phases against the encoder product alone through oneDNN, in one
- * process.
+/* Times a training step against its floors in one process: the encoder product alone, and that product plus the bytes
+ * that Adam must move at the measured copy bandwidth.
  *
- *   sae_step_bench [--tokens N] [--d D] [--latents M] [--k K] [--repeats R] [--bf16] [--phases]
- * [--no-product] [--json]
- *                  [--isa base|avx2|avx512]
+ *   sae_step_bench [--device cpu|cuda[:N]] [--activation NAME] [--tokens N] [--d D] [--latents M] [--k K]
+ *                  [--dtype f32|bf16|tf32|screened] [--states f32] [--repeats R] [--inner I] [--input FILE]
+ *                  [--no-product] [--kernels] [--json] [--isa base|avx2|avx512]
+ *   sae_step_bench --grid quick|default|full [--limit SECONDS] [--memory GIB] [--json FILE] ...
+ *   sae_step_bench --serve ...
  *
- * The step is what a recipe runs: loss (with its metrics), backward, optimiser, through core/sae; --phases
- * calls the kernels one by one instead and shows their shares. Product and step alternate; minima over the
- * repeats are compared. The product's result is 4 N M bytes, so the peak memory of the step alone is what
- * --no-product reports. Input is random (mixtures of a few hidden directions and noise), so that all latents
- * take part. */
-#include <math.h>
-#include <oneapi/dnnl/dnnl.h>
-#include <omp.h>
-#include <stdio.h>
+ * The step is what a recipe runs (rig/rig.h). Steps and floors alternate, and the least of each counts; memory is the
+ * step's own. --kernels shows the share of each kernel. --grid measures many cells, each in a child process. --serve
+ * lets another program interleave its own measurements: each line "step" or "product" on the input is answered by a
+ * line of seconds, "facts" by the JSON of the cell. Needs kernels and core only, so it runs on a bare machine. */
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
-#include "core/sae/loss.h"
-#include "core/sae/optim.h"
+#include "rig/grid.h"
+#include "rig/rig_profile.h"
 #include "kernels/cpu/sae_cpu.h"
 
 typedef struct {
-  int64_t n, d, m, k;
-  int repeats;
-  bool bf16, product, phases, json;
+  rig_cell cell;
+  rig_grid grid;
+  const char *json_file;         /* of a grid */
+  bool json, kernels, serve;
 } options;
 
-static void *memory(size_t bytes) {
-  void *block = aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
-  if (!block) {
-    fprintf(stderr, "out of memory: %zu bytes\n", bytes);
-    exit(1);
-  }
-  memset(block, 0, bytes);
-  return block;
+/* oneDNN must not use more than the kernels may, or the unit is another machine's. */
+static void limit_isa(const char *name) {
+  int isa = !strcmp(name, "base") ? SAE_ISA_BASE : !strcmp(name, "avx2") ? SAE_ISA_AVX2 : SAE_ISA_AVX512;
+  if (isa != SAE_ISA_AVX512) setenv("DNNL_MAX_CPU_ISA", isa == SAE_ISA_AVX2 ? "AVX2" : "SSE41", 1);
+  sae_cpu_limit_isa(isa);
 }
 
-static float *floats(int64_t n) { return memory((size_t)n * sizeof(float)); }
-
-static uint64_t random_state = 0x9e3779b97f4a7c15u;
-static float uniform(void) { /* [-1, 1) */
-  random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-  return (float)((double)(random_state >> 11) / 4503599627370496.0 - 1);
-}
-static float normal(void) { return (uniform() + uniform() + uniform()) * 1.0f; }
-
-static void check(sl_status status) {
-  if (status == SL_OK) return;
-  fprintf(stderr, "%s: %s\n", sl_status_name(status), sl_last_error());
-  exit(1);
-}
-
-enum { PACK, ENCODE, INDEX, DECODE, BACKWARD, FINISH, UPDATE, PHASES };
-static const char *const phase_names[PHASES] = { "pack",     "encode", "index", "decode",
-                                                 "backward", "finish", "update" };
-
-typedef struct {
-  options o;
-  float *x;
-  sl_sae_parameters weights, moment1, moment2;
-  uint16_t *w_bf16;
-  sl_sae_gradients gradients;
-  float *total_b_dec, *u, *residual, *code_gradients;
-  void *panels, *workspace;
-  size_t workspace_bytes;
-  sl_codes_view codes;
-  sl_codes_index index;
-  double *column_sums;
-  double loss, seconds[PHASES];
-  int64_t entries, nonfinite, step;
-  sl_sae *sae;
-  sl_sae_optim *optim;
-  sl_tensor *x_tensor;
-} bench;
-
-static sl_sae_parameters make_parameters(const options *o) {
-  return (sl_sae_parameters){
-    .w_enc = floats(o->m * o->d), .b_enc = floats(o->m), .w_dec = floats(o->m * o->d), .b_dec = floats(o->d)
-  };
-}
-
-static sl_sae_encode_topk_args encode_args(bench *b) {
-  return (sl_sae_encode_topk_args){
-    .n = b->o.n, .d = b->o.d, .m = b->o.m, .k = b->o.k, .panels = b->panels,
-    .w = b->o.bf16 ? (void *)b->w_bf16 : (void *)b->weights.w_enc, .dtype = b->o.bf16 ? SL_BF16 : SL_F32,
-    .bias = b->weights.b_enc, .codes = b->codes, .nonfinite = &b->nonfinite,
-    .workspace = b->workspace, .workspace_bytes = b->workspace_bytes };
-}
-
-static sl_sae_decode_residual_args decode_args(bench *b) {
-  return (sl_sae_decode_residual_args){ .n = b->o.n,
-                                        .m = b->o.m,
-                                        .d = b->o.d,
-                                        .index = b->index,
-                                        .w_dec = b->weights.w_dec,
-                                        .b_dec = b->weights.b_dec,
-                                        .target = b->x,
-                                        .residual = b->residual,
-                                        .column_sums = b->column_sums,
-                                        .sum_squares = &b->loss,
-                                        .workspace = b->workspace,
-                                        .workspace_bytes = b->workspace_bytes };
-}
-
-static float *make_input(const options *o) {
-  enum { HIDDEN = 256, MIXED = 12 };
-  float *directions = floats(HIDDEN * o->d), *x = floats(o->n * o->d);
-  for (int64_t i = 0; i < HIDDEN * o->d; i++) directions[i] = normal() / sqrtf((float)o->d);
-  for (int64_t t = 0; t < o->n; t++) {
-    for (int64_t j = 0; j < o->d; j++) x[t * o->d + j] = 0.3f * normal();
-    for (int h = 0; h < MIXED; h++) {
-      const float *direction = directions + (int64_t)((uniform() + 1) * 0.5f * (HIDDEN - 1)) * o->d;
-      float weight = 12 * uniform();
-      for (int64_t j = 0; j < o->d; j++) x[t * o->d + j] += weight * direction[j];
-    }
-  }
-  free(directions);
-  return x;
-}
-
-static void make_weights(bench *b) {
-  const options *o = &b->o;
-  sl_device *cpu = sl_cpu_device();
-  b->weights = make_parameters(o);
-  b->moment1 = make_parameters(o);
-  b->moment2 = make_parameters(o);
-  for (int64_t i = 0; i < o->m * o->d; i++) b->weights.w_enc[i] = uniform() / sqrtf((float)o->d);
-  check(cpu->kernels->sae_unit_rows(
-      cpu, &(sl_sae_unit_rows_args){ .x = b->weights.w_enc, .y = b->weights.w_dec, .m = o->m, .d = o->d }));
-  if (o->bf16) {
-    b->w_bf16 = memory((size_t)(o->m * o->d) * 2);
-    for (int64_t i = 0; i < o->m * o->d; i++) b->w_bf16[i] = sl_f32_to_bf16(b->weights.w_enc[i]);
-  }
-  b->gradients = (sl_sae_gradients){ .w_enc = floats(o->m * o->d),
-                                     .w_dec = floats(o->m * o->d),
-                                     .b_enc = floats(o->m),
-                                     .b_dec = floats(o->d),
-                                     .touched = memory((size_t)o->m),
-                                     .dot_dec = floats(o->m),
-                                     .squares_enc = floats(o->m),
-                                     .squares_dec = floats(o->m) };
-  b->total_b_dec = floats(o->d);
-}
-
-static void make_phases(bench *b) {
-  const options *o = &b->o;
-  sl_device *cpu = sl_cpu_device();
-  make_weights(b);
-  size_t panels, slabs, need, most = 0;
-  check(cpu->kernels->sae_pack(cpu, &(sl_sae_pack_args){ .n = o->n,
-                                                         .d = o->d,
-                                                         .dtype = o->bf16 ? SL_BF16 : SL_F32,
-                                                         .need_panels = &panels,
-                                                         .need_slabs = &slabs }));
-  b->panels = memory(panels);
-  b->u = memory(slabs);
-  b->residual = memory(slabs);
-  int64_t capacity = o->n * o->k;
-  b->codes = (sl_codes_view){ .rows = o->n, .n_latents = o->m, .offsets = memory((size_t)(o->n + 1) * 8),
-                              .ids = memory((size_t)capacity * 4), .values = floats(capacity) };
-  b->index = (sl_codes_index){ .offsets = memory((size_t)(o->m + 1) * 8),
-                               .tokens = memory((size_t)capacity * 4),
-                               .values = floats(capacity) };
-  b->code_gradients = floats(capacity);
-  b->column_sums = memory((size_t)o->d * 8);
-  sl_sae_encode_topk_args encode = encode_args(b);
-  encode.need = &need;
-  check(cpu->kernels->sae_encode_topk(cpu, &encode));
-  most = need;
-  check(cpu->kernels->sae_index_codes(cpu, &(sl_sae_index_codes_args){ .codes = b->codes, .need = &need }));
-  most = need > most ? need : most;
-  sl_sae_decode_residual_args decode = decode_args(b);
-  decode.need = &need;
-  check(cpu->kernels->sae_decode_residual(cpu, &decode));
-  most = need > most ? need : most;
-  check(cpu->kernels->sae_finish_gradients(
-      cpu, &(sl_sae_finish_gradients_args){ .m = o->m, .d_in = o->d, .d_out = o->d, .need = &need }));
-  most = need > most ? need : most;
-  b->workspace = memory(most);
-  b->workspace_bytes = most;
-}
-
-static void phase_step(bench *b) {
-  const options *o = &b->o;
-  sl_device *cpu = sl_cpu_device();
-  const sl_kernels *kernels = cpu->kernels;
-  double at[PHASES + 1];
-  at[PACK] = omp_get_wtime();
-  check(kernels->sae_pack(cpu, &(sl_sae_pack_args){ .n = o->n,
-                                                    .d = o->d,
-                                                    .x = b->x,
-                                                    .shift = b->weights.b_dec,
-                                                    .dtype = o->bf16 ? SL_BF16 : SL_F32,
-                                                    .panels = b->panels,
-                                                    .slabs = b->u }));
-  at[ENCODE] = omp_get_wtime();
-  sl_sae_encode_topk_args encode = encode_args(b);
-  check(kernels->sae_encode_topk(cpu, &encode));
-  at[INDEX] = omp_get_wtime();
-  check(kernels->sae_index_codes(cpu, &(sl_sae_index_codes_args){ .codes = b->codes,
-                                                                  .index = b->index,
-                                                                  .workspace = b->workspace,
-                                                                  .workspace_bytes = b->workspace_bytes }));
-  at[DECODE] = omp_get_wtime();
-  sl_sae_decode_residual_args decode = decode_args(b);
-  check(kernels->sae_decode_residual(cpu, &decode));
-  at[BACKWARD] = omp_get_wtime();
-  check(kernels->sae_backward(cpu, &(sl_sae_backward_args){
-    .n = o->n, .m = o->m, .d_in = o->d, .d_out = o->d, .index = b->index, .residual = b->residual,
-    .column_sums = b->column_sums, .scale = -2 / (double)(o->n * o->d), .factor = &(double){ 1 }, .u = b->u, .w_dec = b->weights.w_dec,
-    .gradients = b->gradients, .code_gradients = b->code_gradients }));
-  at[FINISH] = omp_get_wtime();
-  double squares;
-  check(kernels->sae_finish_gradients(
-      cpu, &(sl_sae_finish_gradients_args){ .m = o->m,
-                                            .d_in = o->d,
-                                            .d_out = o->d,
-                                            .gradients = b->gradients,
-                                            .w_enc = b->weights.w_enc,
-                                            .through_u = true,
-                                            .project = true,
-                                            .total_b_dec = b->total_b_dec,
-                                            .sum_squares = &squares,
-                                            .workspace = b->workspace,
-                                            .workspace_bytes = b->workspace_bytes }));
-  at[UPDATE] = omp_get_wtime();
-  check(kernels->sae_update(cpu, &(sl_sae_update_args){ .m = o->m,
-                                                        .d_in = o->d,
-                                                        .d_out = o->d,
-                                                        .rule = SL_SAE_ADAM,
-                                                        .parameters = b->weights,
-                                                        .moment1 = b->moment1,
-                                                        .moment2 = b->moment2,
-                                                        .gradients = b->gradients,
-                                                        .total_b_dec = b->total_b_dec,
-                                                        .sum_squares = &squares,
-                                                        .clip_norm = 1,
-                                                        .project = true,
-                                                        .unit_rows = true,
-                                                        .lr = 1e-4f,
-                                                        .beta1 = 0.9f,
-                                                        .beta2 = 0.999f,
-                                                        .eps = 1e-8f,
-                                                        .step = ++b->step,
-                                                        .w_enc_bf16 = b->w_bf16 }));
-  at[PHASES] = omp_get_wtime();
-  for (int p = 0; p < PHASES; p++) {
-    double seconds = at[p + 1] - at[p];
-    if (b->step == 1 || seconds < b->seconds[p]) b->seconds[p] = seconds;
-  }
-}
-
-/* -- The step through core/sae -- */
-
-static void make_engine(bench *b) {
-  const options *o = &b->o;
-  int64_t shape[2] = { o->n, o->d };
-  sl_sae_config config = sl_sae_config_topk(o->d, o->m, o->k);
-  sl_sae_optim_config adam = sl_sae_optim_defaults();
-  adam.clip_norm = 1;
-  check(sl_sae_create(sl_cpu_device(), &config, 1, &b->sae));
-  check(sl_sae_optim_create(b->sae, &adam, &b->optim));
-  check(sl_tensor_create(sl_cpu_device(), SL_F32, 2, shape, &b->x_tensor));
-  memcpy(sl_tensor_f32(b->x_tensor), b->x, (size_t)(o->n * o->d) * sizeof(float));
-  free(b->x);
-  b->x = sl_tensor_f32(b->x_tensor);
-}
-
-static void engine_step(bench *b) {
-  sl_sae_loss_opts opts = sl_sae_loss_defaults();
-  opts.dtype = b->o.bf16 ? SL_BF16 : SL_F32;
-  sl_sae_loss *loss;
-  check(sl_sae_loss_create(b->sae, b->x_tensor, &opts, &loss));
-  check(sl_sae_backward(loss, 1));
-  check(sl_sae_optim_step(b->optim, 1e-4));
-  b->loss = loss->loss;
-  b->entries = (int64_t)(loss->l0 * (double)loss->tokens + 0.5);
-  sl_sae_loss_release(loss);
-}
-
-static const float *encoder_of(const bench *b) {
-  return b->o.phases ? b->weights.w_enc : sl_tensor_f32(b->sae->parameters[SL_SAE_W_ENC]);
-}
-
-static double time_product(const bench *b, float *c) {
-  const options *o = &b->o;
-  double start = omp_get_wtime();
-  dnnl_sgemm('N', 'T', o->n, o->m, o->d, 1, b->x, o->d, encoder_of(b), o->d, 0, c, o->m);
-  return omp_get_wtime() - start;
-}
-
-static int isa_of(const char *name) {
-  return !strcmp(name, "base") ? SAE_ISA_BASE : !strcmp(name, "avx2") ? SAE_ISA_AVX2 : SAE_ISA_AVX512;
+static bool parse_cell(rig_cell *cell, const char *option, const char *value) {
+  if (!strcmp(option, "--tokens")) cell->n = atoll(value);
+  else if (!strcmp(option, "--d")) cell->d = atoll(value);
+  else if (!strcmp(option, "--latents")) cell->m = atoll(value);
+  else if (!strcmp(option, "--k")) cell->k = atoll(value);
+  else if (!strcmp(option, "--repeats")) cell->repeats = atoi(value);
+  else if (!strcmp(option, "--inner")) cell->inner = atoi(value);
+  else if (!strcmp(option, "--device")) cell->device = value;
+  else if (!strcmp(option, "--input")) cell->input = value;
+  else if (!strcmp(option, "--states")) cell->states = value;
+  else if (!strcmp(option, "--dtype")) cell->precision = rig_precision_find(value);
+  else if (!strcmp(option, "--activation")) rig_check(sl_sae_activation_find(value, &cell->activation));
+  else return false;
+  return true;
 }
 
 static options parse(int argc, char **argv) {
-  options o = { .n = 4096, .d = 768, .m = 24576, .k = 32, .repeats = 5, .product = true };
+  options o = { .cell = rig_cell_defaults() };
   for (int i = 1; i < argc; i++) {
-    if (!strcmp(argv[i], "--bf16")) o.bf16 = true;
-    else if (!strcmp(argv[i], "--no-product")) o.product = false;
-    else if (!strcmp(argv[i], "--phases")) o.phases = true;
+    const char *value = i + 1 < argc ? argv[i + 1] : NULL;
+    if (!strcmp(argv[i], "--no-product")) o.cell.product = false;
+    else if (!strcmp(argv[i], "--kernels")) o.kernels = true;
+    else if (!strcmp(argv[i], "--serve")) o.serve = true;
+    else if (!strcmp(argv[i], "--json") && o.grid.name && value) o.json_file = argv[++i];
     else if (!strcmp(argv[i], "--json")) o.json = true;
-    else if (i + 1 < argc && !strcmp(argv[i], "--tokens")) o.n = atoll(argv[++i]);
-    else if (i + 1 < argc && !strcmp(argv[i], "--d")) o.d = atoll(argv[++i]);
-    else if (i + 1 < argc && !strcmp(argv[i], "--latents")) o.m = atoll(argv[++i]);
-    else if (i + 1 < argc && !strcmp(argv[i], "--k")) o.k = atoll(argv[++i]);
-    else if (i + 1 < argc && !strcmp(argv[i], "--repeats")) o.repeats = atoi(argv[++i]);
-    else if (i + 1 < argc && !strcmp(argv[i], "--isa")) sae_cpu_limit_isa(isa_of(argv[++i]));
+    else if (value && !strcmp(argv[i], "--grid")) o.grid.name = argv[++i];
+    else if (value && !strcmp(argv[i], "--limit")) o.grid.seconds = atof(argv[++i]);
+    else if (value && !strcmp(argv[i], "--memory")) o.grid.memory = atof(argv[++i]) * 0x1p30;
+    else if (value && !strcmp(argv[i], "--isa")) limit_isa(argv[++i]);
+    else if (value && parse_cell(&o.cell, argv[i], value)) i++;
     else {
-      fprintf(stderr, "%s: unknown option %s\n", argv[0], argv[i]);
+      fprintf(stderr, "%s: unknown option %s, or its value is missing\n", argv[0], argv[i]);
       exit(2);
     }
   }
   return o;
 }
 
-static void report(const bench *b, double product, double step) {
-  struct rusage usage;
-  getrusage(RUSAGE_SELF, &usage);
-  double peak = (double)usage.ru_maxrss * 1024 / (6.0 * (double)(b->o.m * b->o.d) * 4);
-  if (b->o.json) {
-    printf("{\"tokens\": %lld, \"d\": %lld, \"latents\": %lld, \"k\": %lld, \"dtype\": \"%s\", \"threads\": "
-           "%d, \"step_ms\": %.3f, \"peak\": %.4f",
-           (long long)b->o.n, (long long)b->o.d, (long long)b->o.m, (long long)b->o.k,
-           b->o.bf16 ? "bf16" : "f32", omp_get_max_threads(), step * 1e3, peak);
-    if (b->o.product) printf(", \"product_ms\": %.3f, \"ratio\": %.4f", product * 1e3, step / product);
-    printf("}\n");
-    return;
+static int run_grid(options *o) {
+  if (o->json_file) {
+    o->grid.json = fopen(o->json_file, "w");
+    if (!o->grid.json) {
+      fprintf(stderr, "%s: cannot be written\n", o->json_file);
+      return 1;
+    }
   }
-  printf("tokens %lld d %lld latents %lld k %lld %s, %d threads, loss %.6g, %lld entries\n",
-         (long long)b->o.n, (long long)b->o.d, (long long)b->o.m, (long long)b->o.k,
-         b->o.bf16 ? "bf16" : "f32", omp_get_max_threads(), b->loss, (long long)b->entries);
-  printf("step    %.1f ms\n", step * 1e3);
-  if (b->o.product) {
-    printf("product %.1f ms (%.0f GFLOP/s), ratio %.3f\n", product * 1e3,
-           2e-9 * (double)(b->o.n * b->o.m * b->o.d) / product, step / product);
-  } else {
-    printf("peak    %.0f MB, ratio %.3f of weights and moments\n", (double)usage.ru_maxrss * 1024e-6, peak);
+  int failed = rig_grid_run(&o->grid, &o->cell);
+  if (o->grid.json) fclose(o->grid.json);
+  if (failed < 0) fprintf(stderr, "no grid '%s'; there are quick, default, full\n", o->grid.name);
+  return failed < 0 ? 2 : failed > 0;
+}
+
+static void run_kernels(const rig_cell *cell) {
+  rig_step step;
+  rig_step_create(cell, &step);
+  for (int i = 0; i < 2; i++) rig_step_run(&step, NULL, false);
+  double start = rig_now_idle(step.device);
+  rig_profile_begin(step.device);
+  for (int i = 0; i < cell->repeats; i++) rig_step_run(&step, NULL, false);
+  rig_profile_end(step.device, stdout, rig_now_idle(step.device) - start, cell->repeats);
+  rig_step_release(&step);
+}
+
+static void serve(const rig_cell *cell) {
+  rig_step step;
+  double before = rig_device_used(rig_device(cell->device));
+  rig_step_create(cell, &step);
+  for (int i = 0; i < 2; i++) rig_step_run(&step, NULL, true);
+  rig_result facts = { .step = 0, .needed_bytes = 24.0 * (double)cell->m * (double)cell->d };
+  facts.peak_bytes = step.device->host_memory ? rig_peak_rss() : rig_device_used(step.device) - before;
+  rig_product *product = NULL;
+  char line[64];
+  while (fgets(line, sizeof line, stdin)) {
+    if (!strncmp(line, "step", 4)) {
+      printf("%.9f\n", rig_step_time(&step));
+    } else if (!strncmp(line, "product", 7)) {
+      if (!product) {
+        product = rig_product_create(&step.cell, step.device, step.x, step.sae->parameters[SL_SAE_W_ENC]);
+        (void)rig_product_time(product);
+      }
+      printf("%.9f\n", rig_product_time(product));
+    } else {
+      rig_cell bare = *cell;
+      bare.product = false;
+      facts.loss = step.loss, facts.l0 = step.l0;
+      rig_print_json(stdout, &bare, &facts);
+      printf("\n");
+    }
+    fflush(stdout);
   }
-  double sum = 0;
-  for (int p = 0; p < PHASES; p++) sum += b->seconds[p];
-  for (int p = 0; b->o.phases && p < PHASES; p++)
-    printf("  %-9s %8.2f ms  %5.1f %%\n", phase_names[p], b->seconds[p] * 1e3, 100 * b->seconds[p] / sum);
+  if (product) rig_product_release(product);
+  rig_step_release(&step);
 }
 
 int main(int argc, char **argv) {
-  bench b = { .o = parse(argc, argv) };
-  b.x = make_input(&b.o);
-  if (b.o.phases) make_phases(&b);
-  else make_engine(&b);
-  float *c = b.o.product ? floats(b.o.n * b.o.m) : NULL;
-  double product = 1e30, step = 1e30;
-  for (int r = 0; r < b.o.repeats; r++) {
-    if (c) {
-      double seconds = time_product(&b, c);
-      product = seconds < product ? seconds : product;
-    }
-    double start = omp_get_wtime();
-    if (b.o.phases) phase_step(&b);
-    else engine_step(&b);
-    double seconds = omp_get_wtime() - start;
-    step = seconds < step ? seconds : step;
+  options o = parse(argc, argv);
+  if (o.grid.name) return run_grid(&o);
+  if (o.serve) return serve(&o.cell), 0;
+  if (o.kernels) return run_kernels(&o.cell), 0;
+  rig_result result = rig_measure(&o.cell);
+  if (o.json) {
+    rig_print_json(stdout, &o.cell, &result);
+    printf("\n");
+  } else {
+    rig_print_header(stdout);
+    rig_print_row(stdout, &o.cell, &result);
   }
-  report(&b, product, step);
   return 0;
 }

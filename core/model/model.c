@@ -178,7 +178,9 @@ sl_status sl_model_set(sl_model *model, int slot, int layer, sl_tensor *tensor) 
   sl_dtype dtype = slot_table[slot].kind == VECTOR ? SL_F32 : model->spec.dtype;
   sl_tensor *kept = NULL;
   sl_tape *previous = sl_tape_pause();
+  sl_memory_label before = sl_memory_set_label(SL_MEMORY_MODEL);
   sl_status status = adopt(model, tensor, dtype, &kept);
+  sl_memory_set_label(before);
   sl_tape_resume(previous);
   if (status != SL_OK) return status;
   sl_tensor **at = place(model, slot, layer);
@@ -294,7 +296,9 @@ sl_status sl_model_init(sl_model *model, uint64_t seed, float std, int64_t paddi
     return sl_fail(SL_EINVAL, "model init: padding id %lld is outside the vocabulary of %lld", (long long)padding_id,
                    (long long)model->spec.vocab_size);
   sl_tape *previous = sl_tape_pause();
+  sl_memory_label before = sl_memory_set_label(SL_MEMORY_MODEL);
   sl_status status = init_weights(model, seed, std, padding_id);
+  sl_memory_set_label(before);
   sl_tape_resume(previous);
   return status;
 }
@@ -304,7 +308,10 @@ sl_status sl_model_init(sl_model *model, uint64_t seed, float std, int64_t paddi
 static sl_status own(sl_tensor **weight) {
   if (!(*weight)->storage->release) return SL_OK;
   sl_tensor *copy;
-  SL_TRY(sl_tensor_clone(*weight, &copy));
+  sl_memory_label before = sl_memory_set_label(SL_MEMORY_MODEL);
+  sl_status status = sl_tensor_clone(*weight, &copy);
+  sl_memory_set_label(before);
+  SL_TRY(status);
   sl_tensor_release(*weight);
   *weight = copy;
   return SL_OK;

@@ -108,7 +108,9 @@ sl_status sl_optimizer_add(sl_optimizer *o, const char *name, sl_tensor *paramet
     o->capacity = capacity;
   }
   slot s = { .parameter = sl_tensor_retain(parameter), .lr_scale = lr_scale, .decay = decay };
+  sl_memory_label before = sl_memory_set_label(SL_MEMORY_MOMENTS);
   sl_status status = fill_slot(o, &s, name);
+  sl_memory_set_label(before);
   if (status == SL_OK)
     o->slots[o->n++] = s;
   else

@@ -38,7 +38,9 @@ sl_status sl__sae_gradients(sl_sae *sae, sl_sae_gradients *out) {
   if (!sae->gradients) {
     sl_sae_gradient_store *store;
     SL_TRY(sl_mem_alloc(sizeof *store, "SAE gradients", (void **)&store));
+    sl_memory_label before = sl_memory_set_label(SL_MEMORY_GRADIENTS);
     sl_status status = make_store(sae, store);
+    sl_memory_set_label(before);
     if (status != SL_OK) {
       release_store(store);
       return status;

@@ -303,7 +303,9 @@ sl_status sl_sae_loss_create(sl_sae *sae, const sl_tensor *x, const sl_sae_loss_
   }
   *state = (loss_state){ .sae = sl_sae_retain(sae), .x = input, .opts = chosen };
   *loss = (sl_sae_loss){ .references = 1, .state = state, .tokens = input->shape[0] };
+  sl_memory_label before = sl_memory_set_label(SL_MEMORY_BATCH);
   status = forward(state);
+  sl_memory_set_label(before);
   if (status == SL_OK && sae->device->host_memory) status = sl_sae_loss_read(loss);
   if (status != SL_OK) {
     sl_sae_loss_release(loss);
@@ -434,7 +436,10 @@ sl_status sl_sae_backward(sl_sae_loss *loss, double grad_scale) {
                    "backward: the loss is not finite (%lld of %lld tokens have pre-activations that are not)",
                    (long long)loss->nonfinite, (long long)loss->tokens);
   SL_TRY(sl_interrupt_check());
-  SL_TRY(make_backward_buffers(state));
+  sl_memory_label before = sl_memory_set_label(SL_MEMORY_BATCH);
+  sl_status made = make_backward_buffers(state);
+  sl_memory_set_label(before);
+  SL_TRY(made);
   state->spent = true;
   for (int64_t piece = 0; piece < state->pieces; piece++) SL_TRY(backward_piece(state, piece, grad_scale));
   state->sae->window_tokens += loss->tokens;

@@ -20,8 +20,7 @@ static sl_status check_config(const sl_sae_optim_config *config) {
   return SL_OK;
 }
 
-static sl_status make_moments(sl_sae_optim *optim) {
-  if (optim->config.rule != SL_SAE_ADAM) return SL_OK;
+static sl_status make_zeros(sl_sae_optim *optim) {
   for (int which = 0; which < 2; which++) {
     for (int i = 0; i < SL_SAE_PARAMETERS; i++) {
       const sl_tensor *like = optim->sae->parameters[i];
@@ -29,6 +28,14 @@ static sl_status make_moments(sl_sae_optim *optim) {
     }
   }
   return SL_OK;
+}
+
+static sl_status make_moments(sl_sae_optim *optim) {
+  if (optim->config.rule != SL_SAE_ADAM) return SL_OK;
+  sl_memory_label before = sl_memory_set_label(SL_MEMORY_MOMENTS);
+  sl_status status = make_zeros(optim);
+  sl_memory_set_label(before);
+  return status;
 }
 
 sl_status sl_sae_optim_create(sl_sae *sae, const sl_sae_optim_config *config, sl_sae_optim **out) {

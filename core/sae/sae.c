@@ -45,6 +45,13 @@ sl_status sl__sae_bytes(sl_device *device, size_t bytes, sl_tensor **out) {
   return sl_tensor_create(device, SL_U8, 1, &shape, out);
 }
 
+sl_status sl__sae_workspace(sl_device *device, size_t bytes, sl_tensor **out) {
+  sl_memory_label before = sl_memory_set_label(SL_MEMORY_WORKSPACE);
+  sl_status status = sl__sae_bytes(device, bytes, out);
+  sl_memory_set_label(before);
+  return status;
+}
+
 sl_status sl__sae_zeros(sl_device *device, size_t bytes, sl_tensor **out) {
   int64_t shape = (int64_t)bytes;
   return sl_tensor_zeros(device, SL_U8, 1, &shape, out);
@@ -107,7 +114,9 @@ sl_status sl_sae_create(sl_device *device, const sl_sae_config *config, uint64_t
   sl_sae *sae;
   SL_TRY(sl_mem_alloc(sizeof *sae, "an SAE", (void **)&sae));
   *sae = (sl_sae){ .references = 1, .device = device, .config = *config };
+  sl_memory_label before = sl_memory_set_label(SL_MEMORY_PARAMETERS);
   sl_status status = make_tensors(sae);
+  sl_memory_set_label(before);
   if (status == SL_OK) status = start_values(sae, seed);
   if (status != SL_OK) {
     sl_sae_release(sae);
@@ -184,7 +193,10 @@ sl_status sl__sae_encoder(sl_sae *sae, sl_dtype dtype, const void **out) {
     return sl_fail(SL_EDTYPE, "sae: the encoder product runs in f32 or bf16, not in %s",
                    sl_dtype_name(dtype));
   if (dtype == SL_BF16 && !sae->w_enc_bf16) {
-    SL_TRY(sl_tensor_create_like(sae->parameters[SL_SAE_W_ENC], SL_BF16, &sae->w_enc_bf16));
+    sl_memory_label before = sl_memory_set_label(SL_MEMORY_PARAMETERS);
+    sl_status status = sl_tensor_create_like(sae->parameters[SL_SAE_W_ENC], SL_BF16, &sae->w_enc_bf16);
+    sl_memory_set_label(before);
+    SL_TRY(status);
     SL_TRY(round_encoder(sae));
   }
   *out = sl_tensor_data(dtype == SL_BF16 ? sae->w_enc_bf16 : sae->parameters[SL_SAE_W_ENC]);
@@ -288,7 +300,7 @@ static sl_status encode_rows(sl_sae *sae, sl_sae_encode_request *request, sl_ten
     .n = request->rows, .d = sae->config.d_in, .dtype = request->dtype, .need_panels = &panel_bytes
   };
   SL_TRY(SAE_RUN(sae->device, sae_pack, &query));
-  SL_TRY(sl__sae_bytes(sae->device, panel_bytes, panels));
+  SL_TRY(sl__sae_workspace(sae->device, panel_bytes, panels));
   SL_TRY(pack(sae, request->x, request->rows, request->dtype, sl_tensor_data(*panels), request->u));
   sl_sae_encode_topk_args args = { .n = request->rows,
                                    .d = sae->config.d_in,

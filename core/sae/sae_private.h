@@ -20,13 +20,16 @@ sl_status sl__sae_no_kernel(const sl_device *device, const char *kernel);
     (args)->need = &need_;                                                              \
     SL_TRY(SAE_RUN(device, kernel, args));                                              \
     (args)->need = NULL;                                                                \
-    SL_TRY(sl__sae_bytes(device, need_, holder));                                       \
+    SL_TRY(sl__sae_workspace(device, need_, holder));                                   \
     (args)->workspace = sl_tensor_data(*(holder));                                      \
     (args)->workspace_bytes = need_;                                                    \
   } while (0)
 
 /* Uninitialised bytes as a u8 tensor. */
 sl_status sl__sae_bytes(sl_device *device, size_t bytes, sl_tensor **out);
+
+/* The same under the label "workspace". */
+sl_status sl__sae_workspace(sl_device *device, size_t bytes, sl_tensor **out);
 
 /* Zeroed memory for numbers that kernels write and `sl_tensor_read` fetches. */
 sl_status sl__sae_zeros(sl_device *device, size_t bytes, sl_tensor **out);

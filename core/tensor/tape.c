@@ -329,9 +329,11 @@ sl_status sl_tape_backward(sl_tape *tape, const sl_tensor *loss, const sl_tensor
   tape->running = true;
   if (active == tape) active = NULL; /* backward functions use plain operations */
   sl_tape *previous = sl_tape_pause();
+  sl_memory_label before = sl_memory_set_label(SL_MEMORY_GRADIENTS);
   sl_status status = seed_gradient(tape, loss, seed);
   for (int64_t i = tape->n_nodes - 1; i >= 0 && status == SL_OK; i--) status = run_node(tape, &tape->nodes[i]);
   if (status == SL_OK) status = deliver_to_leaves(tape);
+  sl_memory_set_label(before);
   sl_tape_resume(previous);
   tape->running = false;
   if (tape->doomed) sl_tape_release(tape);

@@ -75,7 +75,11 @@ sl_status sl_tensor_zeros(sl_device *device, sl_dtype dtype, int rank, const int
 sl_status sl_tensor_workspace(sl_device *device, size_t bytes, sl_tensor **out) {
   int64_t count = (int64_t)bytes;
   *out = NULL;
-  return bytes == 0 ? SL_OK : sl_tensor_create(device, SL_U8, 1, &count, out);
+  if (bytes == 0) return SL_OK;
+  sl_memory_label before = sl_memory_set_label(SL_MEMORY_WORKSPACE);
+  sl_status status = sl_tensor_create(device, SL_U8, 1, &count, out);
+  sl_memory_set_label(before);
+  return status;
 }
 
 sl_status sl_tensor_create_like(const sl_tensor *like, sl_dtype dtype, sl_tensor **out) {

@@ -89,6 +89,7 @@ void sl_lua_open_create(lua_State *L);
 void sl_lua_open_ops(lua_State *L);
 void sl_lua_open_tape(lua_State *L);
 void sl_lua_open_device(lua_State *L);
+void sl_lua_open_memory(lua_State *L);
 void sl_lua_open_data(lua_State *L);
 void sl_lua_open_io(lua_State *L);
 void sl_lua_open_optim(lua_State *L);

@@ -394,7 +394,9 @@ static sl_tensor **new_boxes(lua_State *L, int n) {
 static sl_status run_forward(lua_State *L, sl_model *model, const sl_forward_options *options, sl_tensor **filled,
                              sl_tensor **logits) {
   lua_State *previous = sl_lua_enter_hooks(L);
+  sl_memory_label before = sl_memory_set_label(SL_MEMORY_ACTIVATIONS);
   sl_status status = sl_model_forward(model, options, filled, logits);
+  sl_memory_set_label(before);
   sl_lua_leave_hooks(L, previous);
   return status;
 }

@@ -11,6 +11,7 @@ int luaopen_saelua_core(lua_State *L) {
   sl_lua_open_ops(L);
   sl_lua_open_tape(L);
   sl_lua_open_device(L);
+  sl_lua_open_memory(L);
   sl_lua_open_data(L);
   sl_lua_open_io(L);
   sl_lua_open_optim(L);

@@ -70,7 +70,8 @@ static int loss_gc(lua_State *L) {
  * @tparam[opt=1] number scale 1 / grad_acc_steps for an average over batches */
 static int loss_backward(lua_State *L) {
   loss_box *box = check_loss(L);
-  sl_lua_check(L, sl_sae_backward(box->loss, luaL_optnumber(L, 2, 1)));
+  double scale = luaL_optnumber(L, 2, 1);
+  SL_LUA_TRY(L, sl_sae_backward(box->loss, scale));
   box->used = true;
   return 0;
 }
@@ -142,7 +143,9 @@ static int optim_new(lua_State *L) {
  * @function SaeOptim:step
  * @tparam number lr */
 static int optim_step(lua_State *L) {
-  sl_lua_check(L, sl_sae_optim_step(check_optim(L), luaL_checknumber(L, 2)));
+  sl_sae_optim *optim = check_optim(L);
+  double lr = luaL_checknumber(L, 2);
+  SL_LUA_TRY(L, sl_sae_optim_step(optim, lr));
   return 0;
 }
 

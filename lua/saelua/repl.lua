@@ -105,6 +105,7 @@ local commands = {}
 local HELP = [[
 Lua expressions print their value; _ is the last one. Statements may span lines; local variables stay.
   :help [name]   this text, or what is known about a function or module: :help schedule.cosine
+  :mem           what the memory is used for, on each device
   :time CODE     run CODE and print how long it took
   :reload        load the library's Lua files again at their next use (after editing them)
   :quit          leave (also Ctrl-D)
@@ -170,9 +171,11 @@ function commands.reload(_, env)
   io.stdout:write(("%d modules will be loaded anew; 'sl' is fresh, other variables keep the old code\n"):format(count))
 end
 
+function commands.mem() io.stdout:write(require("saelua.memory_report").text(), "\n") end
+
 function commands.quit() return "quit" end
 
-local COMMAND_NAMES = { "help", "quit", "reload", "time" }
+local COMMAND_NAMES = { "help", "mem", "quit", "reload", "time" }
 
 local function run_command(line, env)
   local name, rest = line:match("^%s*:%s*(%a*)%s*(.-)%s*$")

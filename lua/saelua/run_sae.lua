@@ -207,6 +207,7 @@ function R:report(units)
   end
   console.line(("report %s (%.1f s in all, %.0f tokens/s in training)"):format(path, host.now() - self.started,
     self.tokens_per_s or 0), io.stdout)
+  console.line(require("saelua.memory_report").line(), io.stdout)
 end
 
 return R

@@ -138,3 +138,23 @@ sl_status sl_codes_to_dense(const sl_codes *codes, sl_tensor **out) {
   *out = dense;
   return SL_OK;
 }
+
+sl_status sl__codes_reserve(sl_codes *codes, int64_t entries, int64_t capacity) {
+  sl_tensor **arrays[2] = { &codes->ids, &codes->values };
+  for (int i = 0; i < 2; i++) {
+    sl_tensor *old = *arrays[i], *grown, *from = NULL, *to = NULL;
+    SL_TRY(sl_tensor_create(sl_tensor_device(old), old->dtype, 1, &capacity, &grown));
+    sl_status status = sl_tensor_slice(old, 0, 0, entries, &from);
+    if (status == SL_OK) status = sl_tensor_slice(grown, 0, 0, entries, &to);
+    if (status == SL_OK) status = sl_tensor_copy_(to, from);
+    sl_tensor_release(from);
+    sl_tensor_release(to);
+    if (status != SL_OK) {
+      sl_tensor_release(grown);
+      return status;
+    }
+    *arrays[i] = grown;
+    sl_tensor_release(old);
+  }
+  return SL_OK;
+}

@@ -27,7 +27,8 @@ typedef struct sl_sae_loss_state {
   sl_sae_loss_opts opts;
   int64_t piece_rows, pieces;
   sl_codes *codes[SL_SAE_TERMS];          /* NULL: the term is off */
-  int64_t most[SL_SAE_TERMS];             /* entries a row can have */
+  int64_t most[SL_SAE_TERMS];             /* entries a row can have; main codes of batchtopk: on average */
+  sl_codes *candidates;            /* batchtopk, until the batch's largest are chosen */
   sl_tensor *dead_mask;            /* u8 [d_sae], with AuxK */
   int64_t aux_wanted;              /* d_in / 2, with AuxK */
   sl_tensor *numbers;              /* sl_sae_numbers */
@@ -56,6 +57,17 @@ static void release_buffers(piece_buffers *buffers) {
   }
 }
 
+static bool selects_batch(const loss_state *state) {
+  return state->sae->config.activation == SL_SAE_BATCHTOPK;
+}
+
+/* Entries that a term can have on `rows` rows of the batch. */
+static int64_t entries_of(const loss_state *state, int i, int64_t rows) {
+  if (i != SL_SAE_MAIN || !selects_batch(state)) return rows * state->most[i];
+  int64_t kept = state->x->shape[0] * state->most[i], all = rows * state->sae->config.d_sae;
+  return kept < all ? kept : all;
+}
+
 static sl_status make_buffers(loss_state *state) {
   const sl_sae_config *config = &state->sae->config;
   sl_device *device = state->sae->device;
@@ -65,7 +77,7 @@ static sl_status make_buffers(loss_state *state) {
   for (int i = 0; i < SL_SAE_TERMS; i++) {
     if (!state->codes[i]) continue;
     term_buffers *term = &state->buffers.terms[i];
-    int64_t ends = config->d_sae + 1, entries = state->piece_rows * state->most[i];
+    int64_t ends = config->d_sae + 1, entries = entries_of(state, i, state->piece_rows);
     SL_TRY(sl__sae_bytes(device, slab_bytes, &term->residual));
     SL_TRY(sl__sae_bytes(device, (size_t)config->d_in * sizeof(double), &term->column_sums));
     SL_TRY(sl_tensor_create(device, SL_I64, 1, &ends, &term->index_offsets));
@@ -109,12 +121,31 @@ static sl_status take_prefix(loss_state *state, piece_span span) {
   return status;
 }
 
+/* GroupMax: one latent of each group is no part of the 4k largest, which take a product of their own. */
+static sl_status encode_multi(loss_state *state, piece_span span) {
+  sl_tensor *counted = NULL; /* tokens that are not finite: counted with the main codes */
+  SL_TRY(sl__sae_zeros(state->sae->device, sizeof(int64_t), &counted));
+  sl_sae_encode_request request = { .x = rows_of(state, span),
+                                    .first = span.first,
+                                    .rows = span.rows,
+                                    .k = state->most[SL_SAE_MULTI],
+                                    .select = SL_SAE_TOPK,
+                                    .dtype = state->opts.dtype,
+                                    .codes = state->codes[SL_SAE_MULTI],
+                                    .nonfinite = sl_tensor_data(counted) };
+  sl_status status = sl__sae_encode_rows(state->sae, &request);
+  sl_tensor_release(counted);
+  return status;
+}
+
 static sl_status encode_piece(loss_state *state, piece_span span) {
-  int widest = state->codes[SL_SAE_MULTI] ? SL_SAE_MULTI : SL_SAE_MAIN;
+  bool groups = state->sae->config.activation == SL_SAE_GROUPMAX;
+  int widest = state->codes[SL_SAE_MULTI] && !groups ? SL_SAE_MULTI : SL_SAE_MAIN;
   sl_sae_encode_request request = { .x = rows_of(state, span),
                                     .first = span.first,
                                     .rows = span.rows,
                                     .k = state->most[widest],
+                                    .select = groups ? SL_SAE_GROUPMAX : SL_SAE_TOPK,
                                     .dtype = state->opts.dtype,
                                     .codes = state->codes[widest],
                                     .u = sl_tensor_data(state->buffers.u),
@@ -124,14 +155,36 @@ static sl_status encode_piece(loss_state *state, piece_span span) {
     request.k_dead = state->most[SL_SAE_AUXK];
     request.dead_codes = state->codes[SL_SAE_AUXK];
   }
+  if (selects_batch(state)) {
+    request.codes = state->candidates;
+    request.k = sl__sae_batch_room(state->sae, state->opts.k);
+  }
   SL_TRY(sl__sae_encode_rows(state->sae, &request));
+  if (groups && state->codes[SL_SAE_MULTI]) return encode_multi(state, span);
   return widest == SL_SAE_MULTI ? take_prefix(state, span) : SL_OK;
+}
+
+/* BatchTopK, once all pieces have offered their candidates. */
+static sl_status select_batch(loss_state *state) {
+  sl_sae_numbers *numbers = numbers_of(state);
+  sl_sae_batch_request request = { .x = sl_tensor_f32(state->x),
+                                   .dtype = state->opts.dtype,
+                                   .keep = state->x->shape[0] * state->opts.k,
+                                   .room = sl__sae_batch_room(state->sae, state->opts.k),
+                                   .candidates = &state->candidates,
+                                   .out = state->codes[SL_SAE_MAIN],
+                                   .smallest = &numbers->smallest,
+                                   .crowded = &numbers->crowded };
+  SL_TRY(sl__sae_batch_select(state->sae, &request));
+  sl_codes_release(state->candidates);
+  state->candidates = NULL;
+  return SL_OK;
 }
 
 static sl_status index_term(loss_state *state, int i, piece_span span) {
   sl_tensor *workspace = NULL;
   sl_sae_index_codes_args args = { .codes = sl_codes_rows(state->codes[i], span.first, span.rows),
-                                   .most = span.rows * state->most[i],
+                                   .most = entries_of(state, i, span.rows),
                                    .index = index_of(&state->buffers.terms[i]) };
   SAE_WORKSPACE(state->sae->device, sae_index_codes, &args, &workspace);
   sl_status status = SAE_RUN(state->sae->device, sae_index_codes, &args);
@@ -176,6 +229,14 @@ static sl_status residuals(loss_state *state, piece_span span, bool count) {
 /* -- Set-up -- */
 
 static sl_status check_opts(const sl_sae *sae, sl_sae_loss_opts *opts, const sl_tensor *x) {
+  if (sae->config.activation == SL_SAE_JUMPRELU)
+    return sl_fail(SL_EUNSUPPORTED,
+                   "loss: jumprelu dictionaries encode and decode but are not trained here yet; train a batchtopk one, "
+                   "which is saved as jumprelu");
+  if (sae->config.activation == SL_SAE_BATCHTOPK && opts->multi_alpha > 0)
+    return sl_fail(SL_EINVAL,
+                   "loss: multi-TopK is defined by the 4k largest of each token; batchtopk has no such number "
+                   "(multi_alpha 0)");
   SL_TRY(sl__sae_choose_k(sae, "loss", &opts->k));
   if (opts->kind != SL_SAE_MSE && opts->kind != SL_SAE_FVU)
     return sl_fail(SL_EINVAL, "loss: unknown kind %d", (int)opts->kind);
@@ -225,6 +286,9 @@ static sl_status prepare(loss_state *state) {
   SL_TRY(sl__sae_zeros(state->sae->device, sizeof(sl_sae_numbers), &state->numbers));
   if (opts->total_variance == 0) SL_TRY(total_variance(state));
   SL_TRY(make_codes(state, SL_SAE_MAIN, opts->k));
+  if (selects_batch(state))
+    SL_TRY(sl_codes_create(state->sae->device, tokens, state->sae->config.d_sae,
+                           tokens * sl__sae_batch_room(state->sae, opts->k), &state->candidates));
   if (opts->auxk_alpha > 0) SL_TRY(find_dead(state));
   int64_t latents = state->sae->config.d_sae;
   if (opts->multi_alpha > 0)
@@ -252,9 +316,12 @@ static sl_status forward(loss_state *state) {
   SL_TRY(prepare(state));
   for (int64_t piece = 0; piece < state->pieces; piece++) {
     SL_TRY(sl_interrupt_check());
-    piece_span span = span_of(state, piece);
-    SL_TRY(encode_piece(state, span));
-    SL_TRY(residuals(state, span, true));
+    SL_TRY(encode_piece(state, span_of(state, piece)));
+    if (!selects_batch(state)) SL_TRY(residuals(state, span_of(state, piece), true));
+  }
+  if (selects_batch(state)) {
+    SL_TRY(select_batch(state));
+    for (int64_t piece = 0; piece < state->pieces; piece++) SL_TRY(residuals(state, span_of(state, piece), true));
   }
   SL_TRY(compute_numbers(state));
   state->kept = state->pieces == 1;
@@ -278,6 +345,7 @@ sl_status sl_sae_loss_read(sl_sae_loss *loss) {
   loss->total_variance = n.total_variance;
   loss->nonfinite = n.nonfinite;
   loss->dead = n.dead;
+  loss->crowded = n.crowded;
   if (loss->state->opts.kind == SL_SAE_FVU && n.total_variance == 0)
     return sl_fail(SL_EINVAL,
                    "loss: the %lld tokens of the batch are all equal, so the fraction of variance "
@@ -327,6 +395,8 @@ static void release_batch(loss_state *state) {
     sl_codes_release(state->codes[i]);
     state->codes[i] = NULL;
   }
+  sl_codes_release(state->candidates);
+  state->candidates = NULL;
   sl__drop(&state->dead_mask);
   sl__drop(&state->x);
 }
@@ -367,7 +437,7 @@ static sl_status backward_args(loss_state *state, int i, int64_t rows, double gr
                                  .u = sl_tensor_data(state->buffers.u),
                                  .w_dec = sl_tensor_f32(sae->parameters[SL_SAE_W_DEC]),
                                  .code_gradients = sl_tensor_f32(term->code_gradients),
-                                 .most = rows * state->most[i] };
+                                 .most = entries_of(state, i, rows) };
   if (i != SL_SAE_AUXK)
     out->column_sums = sl_tensor_data(term->column_sums); /* AuxK reconstructs without b_dec */
   return sl__sae_gradients(sae, &out->gradients);
@@ -394,7 +464,7 @@ static sl_status make_backward_buffers(loss_state *state) {
   for (int i = 0; i < SL_SAE_TERMS; i++) {
     term_buffers *term = &state->buffers.terms[i];
     if (!state->codes[i] || term->work) continue;
-    int64_t entries = state->piece_rows * state->most[i];
+    int64_t entries = entries_of(state, i, state->piece_rows);
     if (!term->code_gradients) SL_TRY(sl_tensor_create(device, SL_F32, 1, &entries, &term->code_gradients));
     sl_sae_backward_args args;
     size_t need;
@@ -415,6 +485,14 @@ static sl_status note_fired(loss_state *state, int64_t tokens) {
                                   .since = sl_tensor_data(sae->tokens_since_fired),
                                   .counts = sl_tensor_data(sae->fire_counts) };
   return SAE_RUN(sae->device, sae_note_fired, &args);
+}
+
+static sl_status follow_threshold(loss_state *state) {
+  sl_sae *sae = state->sae;
+  sl_sae_follow_threshold_args args = { .numbers = numbers_of(state),
+                                        .threshold = sl_tensor_f32(sae->threshold),
+                                        .rate = sae->config.threshold_rate };
+  return SAE_RUN(sae->device, sae_follow_threshold, &args);
 }
 
 static sl_status backward_piece(loss_state *state, int64_t piece, double grad_scale) {
@@ -442,6 +520,7 @@ sl_status sl_sae_backward(sl_sae_loss *loss, double grad_scale) {
   SL_TRY(made);
   state->spent = true;
   for (int64_t piece = 0; piece < state->pieces; piece++) SL_TRY(backward_piece(state, piece, grad_scale));
+  if (selects_batch(state)) SL_TRY(follow_threshold(state));
   state->sae->window_tokens += loss->tokens;
   release_batch(state);
   return SL_OK;

@@ -39,6 +39,8 @@ typedef struct sl_sae_loss {
   double auxk, multi_topk;         /* before their coefficients */
   double total_variance;           /* V */
   int64_t tokens, dead;            /* dead: latents offered to AuxK */
+  int64_t crowded;                 /* batchtopk: tokens that may have had more of the batch's largest than the device
+                                      looked at; 0 on the CPU, which looks again */
   int64_t nonfinite; /* tokens whose pre-activations are not finite: then loss is NaN and backward refuses */
   struct sl_sae_loss_state *state; /* private */
 } sl_sae_loss;

@@ -72,16 +72,28 @@ sl_sae_config sl_sae_config_topk(int64_t d_in, int64_t d_sae, int64_t k) {
                           .activation = SL_SAE_TOPK,
                           .k = k,
                           .apply_b_dec_to_input = true,
-                          .normalize_decoder = true };
+                          .normalize_decoder = true,
+                          .threshold_rate = 0.01 };
 }
 
+/* sl__sae_choose_k says the same of a k that is asked for later. */
 static sl_status check_config(const sl_sae_config *config) {
   if (config->d_in < 1 || config->d_sae < 1 || config->d_sae > INT32_MAX)
     return sl_fail(SL_EINVAL, "sae: d_in %lld, d_sae %lld: both must be at least 1", (long long)config->d_in,
                    (long long)config->d_sae);
+  if (config->activation == SL_SAE_JUMPRELU) {
+    if (config->k == 0) return SL_OK;
+    return sl_fail(SL_EINVAL, "sae: a jumprelu dictionary has thresholds in place of k");
+  }
   if (config->k < 1 || config->k > config->d_sae)
     return sl_fail(SL_EINVAL, "sae: k = %lld does not lie in 1 .. %lld, the number of latents",
                    (long long)config->k, (long long)config->d_sae);
+  if (config->activation == SL_SAE_GROUPMAX && config->d_sae % config->k != 0)
+    return sl_fail(SL_EINVAL,
+                   "sae: groupmax splits the latents into k groups of equal size: k = %lld does not divide %lld",
+                   (long long)config->k, (long long)config->d_sae);
+  if (config->activation == SL_SAE_BATCHTOPK && !(config->threshold_rate > 0 && config->threshold_rate <= 1))
+    return sl_fail(SL_EINVAL, "sae: topk_threshold_lr = %g does not lie in (0, 1]", config->threshold_rate);
   return SL_OK;
 }
 
@@ -91,6 +103,10 @@ static sl_status make_tensors(sl_sae *sae) {
   SL_TRY(sl_tensor_zeros(sae->device, SL_F32, 1, &matrix[0], &sae->parameters[SL_SAE_B_ENC]));
   SL_TRY(sl_tensor_create(sae->device, SL_F32, 2, matrix, &sae->parameters[SL_SAE_W_DEC]));
   SL_TRY(sl_tensor_zeros(sae->device, SL_F32, 1, &matrix[1], &sae->parameters[SL_SAE_B_DEC]));
+  if (sae->config.activation == SL_SAE_JUMPRELU)
+    SL_TRY(sl_tensor_zeros(sae->device, SL_F32, 1, &matrix[0], &sae->threshold));
+  if (sae->config.activation == SL_SAE_BATCHTOPK)
+    SL_TRY(sl_tensor_zeros(sae->device, SL_F32, 1, &(int64_t){ 1 }, &sae->threshold));
   SL_TRY(sl_tensor_zeros(sae->device, SL_I64, 1, &matrix[0], &sae->tokens_since_fired));
   return sl_tensor_zeros(sae->device, SL_I64, 1, &matrix[0], &sae->fire_counts);
 }
@@ -135,6 +151,7 @@ void sl_sae_release(sl_sae *sae) {
   if (!sae || --sae->references > 0) return;
   for (int i = 0; i < SL_SAE_PARAMETERS; i++) sl_tensor_release(sae->parameters[i]);
   sl_tensor_release(sae->w_enc_bf16);
+  sl_tensor_release(sae->threshold);
   sl_tensor_release(sae->tokens_since_fired);
   sl_tensor_release(sae->fire_counts);
   sl__sae_gradients_release(sae);
@@ -149,8 +166,12 @@ static sl_status find_parameter(sl_sae *sae, const char *name, sl_tensor **out) 
     *out = sae->parameters[i];
     return SL_OK;
   }
-  return sl_fail(SL_ENOTFOUND, "sae: no parameter is called \"%s\"; there are W_enc, b_enc, W_dec, b_dec",
-                 name);
+  if (sae->threshold && strcmp(name, "threshold") == 0) {
+    *out = sae->threshold;
+    return SL_OK;
+  }
+  return sl_fail(SL_ENOTFOUND, "sae: no parameter is called \"%s\"; there are W_enc, b_enc, W_dec, b_dec%s", name,
+                 sae->threshold ? ", threshold" : "");
 }
 
 sl_status sl_sae_parameter(sl_sae *sae, const char *name, sl_tensor **out) {
@@ -262,10 +283,19 @@ sl_status sl__sae_input(const sl_sae *sae, const sl_tensor *x, const char *op, s
 }
 
 sl_status sl__sae_choose_k(const sl_sae *sae, const char *op, int64_t *k) {
-  if (*k == 0) *k = sae->config.k;
-  if (*k < 1 || *k > sae->config.d_sae)
+  const sl_sae_config *config = &sae->config;
+  if (config->activation == SL_SAE_JUMPRELU) {
+    if (*k == 0) return SL_OK;
+    return sl_fail(SL_EINVAL, "%s: k = %lld: the thresholds of a jumprelu dictionary say how many latents are active", op,
+                   (long long)*k);
+  }
+  if (*k == 0) *k = config->k;
+  if (*k < 1 || *k > config->d_sae)
     return sl_fail(SL_EINVAL, "%s: k = %lld does not lie in 1 .. %lld, the number of latents", op,
-                   (long long)*k, (long long)sae->config.d_sae);
+                   (long long)*k, (long long)config->d_sae);
+  if (config->activation == SL_SAE_GROUPMAX && config->d_sae % *k != 0)
+    return sl_fail(SL_EINVAL, "%s: groupmax splits the latents into k groups: k = %lld does not divide %lld", op,
+                   (long long)*k, (long long)config->d_sae);
   return SL_OK;
 }
 
@@ -302,23 +332,7 @@ static sl_status encode_rows(sl_sae *sae, sl_sae_encode_request *request, sl_ten
   SL_TRY(SAE_RUN(sae->device, sae_pack, &query));
   SL_TRY(sl__sae_workspace(sae->device, panel_bytes, panels));
   SL_TRY(pack(sae, request->x, request->rows, request->dtype, sl_tensor_data(*panels), request->u));
-  sl_sae_encode_topk_args args = { .n = request->rows,
-                                   .d = sae->config.d_in,
-                                   .m = sae->config.d_sae,
-                                   .k = request->k,
-                                   .panels = sl_tensor_data(*panels),
-                                   .w = encoder,
-                                   .dtype = request->dtype,
-                                   .bias = sl_tensor_f32(sae->parameters[SL_SAE_B_ENC]),
-                                   .codes = sl_codes_rows(request->codes, request->first, request->rows),
-                                   .nonfinite = request->nonfinite };
-  if (request->dead) {
-    args.dead = sl_tensor_data(request->dead);
-    args.k_dead = request->k_dead;
-    args.dead_codes = sl_codes_rows(request->dead_codes, request->first, request->rows);
-  }
-  SAE_WORKSPACE(sae->device, sae_encode_topk, &args, workspace);
-  return SAE_RUN(sae->device, sae_encode_topk, &args);
+  return sl__sae_run_encoder(sae, request, sl_tensor_data(*panels), encoder, workspace);
 }
 
 sl_status sl__sae_encode_rows(sl_sae *sae, sl_sae_encode_request *request) {
@@ -327,48 +341,6 @@ sl_status sl__sae_encode_rows(sl_sae *sae, sl_sae_encode_request *request) {
   sl_tensor_release(panels);
   sl_tensor_release(workspace);
   return status;
-}
-
-/* In runs of rows, so that a long input needs little work memory. */
-static sl_status encode_all(sl_sae *sae, const sl_tensor *x, int64_t k, sl_dtype dtype, sl_codes *codes) {
-  enum { RUN = 8192 };
-  int64_t one = 1, nonfinite = 0;
-  sl_tensor *counter;
-  SL_TRY(sl_tensor_zeros(sae->device, SL_I64, 1, &one, &counter));
-  sl_sae_encode_request request = { .k = k, .dtype = dtype, .codes = codes, .nonfinite = sl_tensor_data(counter) };
-  sl_status status = SL_OK;
-  for (; status == SL_OK && request.first < codes->rows; request.first += RUN) {
-    request.x = sl_tensor_f32(x) + request.first * sae->config.d_in;
-    request.rows = codes->rows - request.first < RUN ? codes->rows - request.first : RUN;
-    status = sl_interrupt_check();
-    if (status == SL_OK) status = sl__sae_encode_rows(sae, &request);
-  }
-  if (status == SL_OK) status = sl_tensor_read(counter, &nonfinite, sizeof nonfinite);
-  sl_tensor_release(counter);
-  SL_TRY(status);
-  if (nonfinite > 0)
-    return sl_fail(SL_EINVAL,
-                   "encode: %lld of %lld tokens have pre-activations that are NaN or infinite; look at the "
-                   "input and the weights",
-                   (long long)nonfinite, (long long)codes->rows);
-  return sl_codes_settle(codes);
-}
-
-sl_status sl_sae_encode(sl_sae *sae, const sl_tensor *x, const sl_sae_encode_opts *opts, sl_codes **out) {
-  int64_t k = opts ? opts->k : 0;
-  SL_TRY(sl__sae_choose_k(sae, "encode", &k));
-  sl_tensor *input;
-  SL_TRY(sl__sae_input(sae, x, "encode", &input));
-  sl_codes *codes = NULL;
-  sl_status status = sl_codes_create(sae->device, x->shape[0], sae->config.d_sae, x->shape[0] * k, &codes);
-  if (status == SL_OK) status = encode_all(sae, input, k, opts ? opts->dtype : SL_F32, codes);
-  sl_tensor_release(input);
-  if (status != SL_OK) {
-    sl_codes_release(codes);
-    return status;
-  }
-  *out = codes;
-  return SL_OK;
 }
 
 sl_status sl_sae_decode(sl_sae *sae, const sl_codes *codes, sl_tensor **out) {

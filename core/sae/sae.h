@@ -11,9 +11,17 @@
 
 #include "codes.h"
 
-/*   id                 name       which of the ReLU'd pre-activations make the code */
-#define SL_SAE_ACTIVATIONS(X)                                                                                \
-  X(SL_SAE_TOPK, "topk") /* the k largest of each token, ties to the lowest latent; zeros are not kept */
+/* Which of the pre-activations p make the code; those above 0 at most, ties to the lowest latent. id, name:
+ * topk      the k largest of each token (Gao et al. 2024)
+ * batchtopk training: the rows * k largest of a batch, so that tokens have different numbers of latents. Elsewhere:
+ *           those above one threshold, the running mean of the least value kept (Bussmann et al. 2024; SAELens 6)
+ * groupmax  the largest of each of k groups of d_sae / k neighbouring latents (sparsify)
+ * jumprelu  those above a threshold of each latent (Rajamanoharan et al. 2024); not trained yet */
+#define SL_SAE_ACTIVATIONS(X)       \
+  X(SL_SAE_TOPK, "topk")            \
+  X(SL_SAE_BATCHTOPK, "batchtopk")  \
+  X(SL_SAE_GROUPMAX, "groupmax")    \
+  X(SL_SAE_JUMPRELU, "jumprelu")
 
 typedef enum {
 #define X(id, name) id,
@@ -30,12 +38,14 @@ sl_status sl_sae_activation_find(const char *name, sl_sae_activation *out);
 typedef struct {
   int64_t d_in, d_sae;
   sl_sae_activation activation;
-  int64_t k;                       /* topk: the target k; a loss may ask for another (k decay) */
+  int64_t k;                       /* the target k; a loss may ask for another (k decay). groupmax: divides d_sae;
+                                      batchtopk: the mean over a batch; jumprelu: 0 */
   bool apply_b_dec_to_input;       /* u = x - b_dec, else u = x */
   bool normalize_decoder;          /* rows of W_dec have length one, and gradients no component along them */
+  double threshold_rate;           /* batchtopk: weight of a batch in the running mean (SAELens' topk_threshold_lr) */
 } sl_sae_config;
 
-/* topk, b_dec applied, unit decoder rows; d_sae and k as given. */
+/* topk, b_dec applied, unit decoder rows, threshold_rate 0.01; d_sae and k as given. */
 sl_sae_config sl_sae_config_topk(int64_t d_in, int64_t d_sae, int64_t k);
 
 typedef enum {
@@ -53,6 +63,7 @@ typedef struct sl_sae {
   sl_tensor *parameters[SL_SAE_PARAMETERS]; /* W_enc [d_sae, d_in], b_enc [d_sae], W_dec [d_sae, d_in], b_dec
                                                [d_in] */
   sl_tensor *w_enc_bf16; /* [d_sae, d_in], once a bf16 product was asked for; kept current by the optimiser */
+  sl_tensor *threshold;            /* f32, jumprelu [d_sae], batchtopk [1]: the running mean; else NULL */
   sl_tensor *tokens_since_fired;   /* i64 [d_sae] */
   sl_tensor *fire_counts;          /* i64 [d_sae]: tokens that used the latent in the present window */
   int64_t window_tokens;           /* tokens of that window */
@@ -68,7 +79,7 @@ void sl_sae_release(sl_sae *sae); /* NULL is allowed */
 
 /* "W_enc", "b_enc", "W_dec", "b_dec"; NULL beyond the last. */
 const char *sl_sae_parameter_name(int id);
-/* A new reference to the live tensor. Whoever writes into it calls sl_sae_parameters_changed after.
+/* A new reference to the live tensor; "threshold" too, where there is one. Whoever writes into it calls sl_sae_parameters_changed after.
  * SL_ENOTFOUND. */
 sl_status sl_sae_parameter(sl_sae *sae, const char *name, sl_tensor **out);
 /* Copies float32 values of the parameter's shape in; then as sl_sae_parameters_changed. */
@@ -83,7 +94,8 @@ typedef enum { SL_SAE_CENTER_ZEROS, SL_SAE_CENTER_MEAN, SL_SAE_CENTER_MEDIAN } s
 sl_status sl_sae_init_b_dec(sl_sae *sae, const sl_tensor *x, sl_sae_center center);
 
 typedef struct {
-  int64_t k;                       /* 0 = the configured k */
+  int64_t k;                       /* 0 = the configured k, or the thresholds. batchtopk: > 0 selects rows * k over all of
+                                      x, as a loss does. jumprelu: 0 */
   sl_dtype dtype;                  /* of the product: SL_F32 or SL_BF16 (inputs rounded, float32 sums) */
 } sl_sae_encode_opts;
 

@@ -62,14 +62,19 @@ sl_status sl__sae_center(sl_device *device, sl_sae_center_args *args);
 
 /* Checks x [tokens, d_in] f32 and hands out a contiguous reference. */
 sl_status sl__sae_input(const sl_sae *sae, const sl_tensor *x, const char *op, sl_tensor **out);
-/* 0 becomes the configured k; SL_EINVAL outside 1 .. d_sae. */
+/* 0 becomes the configured k (jumprelu: stays); SL_EINVAL for one that the activation cannot take. */
 sl_status sl__sae_choose_k(const sl_sae *sae, const char *op, int64_t *k);
 
-/* Encodes `rows` rows from x; they become rows first .. first + rows - 1 of codes (and dead_codes), the rows before
+/* topk: the k largest. groupmax: one of each of k groups. jumprelu: those above `threshold` [d_sae], at most the k
+ * largest of them; `overflow` (on the device) counts the tokens that had more.
+ * Encodes `rows` rows from x; they become rows first .. first + rows - 1 of codes (and dead_codes), the rows before
  * them being written. u, if not NULL, receives the slabs of x - b_dec. */
 typedef struct {
   const float *x;
   int64_t first, rows, k;
+  sl_sae_activation select;        /* batchtopk is no rule of a token: see sl_sae_batch_request */
+  const float *threshold;
+  int64_t *overflow;
   sl_dtype dtype;
   sl_codes *codes;
   const sl_tensor *dead;           /* u8 [d_sae] or NULL */
@@ -79,6 +84,28 @@ typedef struct {
   int64_t *nonfinite;              /* on the device, added to */
 } sl_sae_encode_request;
 sl_status sl__sae_encode_rows(sl_sae *sae, sl_sae_encode_request *request);
+/* Its last part: the kernel. */
+sl_status sl__sae_run_encoder(sl_sae *sae, const sl_sae_encode_request *request, const void *panels,
+                              const void *encoder, sl_tensor **workspace);
+
+/* BatchTopK on the `room` largest of each token of x: out receives the `keep` largest of all. Where the host can look
+ * without waiting, tokens whose `room` was too small are encoded again, and the result is exact; elsewhere *crowded
+ * says how many there were. */
+typedef struct {
+  const float *x;
+  sl_dtype dtype;
+  int64_t keep, room;
+  sl_codes **candidates;           /* replaced by others where tokens need more room */
+  sl_codes *out;                   /* room for `keep` */
+  double *smallest;                /* on the device, as the next */
+  int64_t *crowded;
+} sl_sae_batch_request;
+sl_status sl__sae_batch_select(sl_sae *sae, const sl_sae_batch_request *request);
+/* Room that is nearly always enough: min(d_sae, 4k). */
+int64_t sl__sae_batch_room(const sl_sae *sae, int64_t k);
+
+/* Makes room for `capacity` entries behind the first `entries`, which stay. */
+sl_status sl__codes_reserve(sl_codes *codes, int64_t entries, int64_t capacity);
 
 /* Bytes of the slabs of [rows, d_in]; and x (- b_dec) laid out so. */
 sl_status sl__sae_slab_bytes(const sl_sae *sae, int64_t rows, size_t *out);

@@ -113,6 +113,14 @@ static void test_slopes(void **state) {
   check_slopes(config, opts);
   config.d_in = 50, config.apply_b_dec_to_input = true, opts.kind = SL_SAE_FVU;
   check_slopes(config, opts);
+  config.activation = SL_SAE_GROUPMAX, config.k = opts.k = 3;
+  check_slopes(config, opts);
+  opts.multi_alpha = 0, opts.micro_acc_steps = 2;
+  check_slopes(config, opts);
+  config.activation = SL_SAE_BATCHTOPK;
+  check_slopes(config, opts);
+  opts.micro_acc_steps = 1, opts.kind = SL_SAE_MSE, config.d_in = 5;
+  check_slopes(config, opts);
 }
 
 /* AuxK: the difference quotient of s sum |e_aux - e0|^2 with e0 from before the nudge, all by hand in
@@ -462,15 +470,16 @@ static void test_state_tensors(void **state) {
 
 /* -- Torture: the n-th allocation fails -- */
 
-static sl_status whole_step(const sl_tensor *x) {
+static sl_status whole_step(const sl_tensor *x, sl_sae_activation activation) {
   sl_sae *sae = NULL;
   sl_sae_optim *optim = NULL;
   sl_sae_loss *loss = NULL;
   sl_codes *codes = NULL;
   sl_tensor *t = NULL, *dense = NULL;
   sl_sae_config config = sl_sae_config_topk(5, 30, 2);
+  config.activation = activation;
   sl_sae_loss_opts opts = sl_sae_loss_defaults();
-  opts.auxk_alpha = 0.1, opts.multi_alpha = 0.1, opts.micro_acc_steps = 2, opts.dtype = SL_BF16,
+  opts.auxk_alpha = 0.1, opts.multi_alpha = activation == SL_SAE_BATCHTOPK ? 0 : 0.1, opts.micro_acc_steps = 2, opts.dtype = SL_BF16,
   opts.dead_feature_threshold = -1;
   sl_status status = sl_sae_create(sl_cpu_device(), &config, 1, &sae);
   if (status == SL_OK) status = sl_sae_init_b_dec(sae, x, SL_SAE_CENTER_MEDIAN);
@@ -486,15 +495,13 @@ static sl_status whole_step(const sl_tensor *x) {
   return status;
 }
 
-static void test_failing_allocations(void **state) {
-  (void)state;
-  sl_tensor *x = noise(9, 5, 3);
-  ok(whole_step(x));
+static void fail_every_allocation(const sl_tensor *x, sl_sae_activation activation) {
+  ok(whole_step(x, activation));
   sl_mem_stats before = sl_mem_get_stats();
   int failures = 0;
   for (int n = 1;; n++) {
     sl_mem_fail_at(n);
-    sl_status status = whole_step(x);
+    sl_status status = whole_step(x, activation);
     sl_mem_fail_at(0);
     sl_mem_stats after = sl_mem_get_stats();
     assert_int_equal(after.blocks, before.blocks);
@@ -504,6 +511,15 @@ static void test_failing_allocations(void **state) {
     failures++;
   }
   assert_true(failures > 50);
+}
+
+static void test_failing_allocations(void **state) {
+  (void)state;
+  sl_tensor *x = noise(9, 5, 3);
+  fail_every_allocation(x, SL_SAE_TOPK);
+  fail_every_allocation(x, SL_SAE_GROUPMAX);
+  for (int j = 0; j < 5; j++) sl_tensor_f32(x)[j] *= 100; /* a token that wants most of the batch: its room is too small */
+  fail_every_allocation(x, SL_SAE_BATCHTOPK);
   sl_tensor_release(x);
 }
 

@@ -8,7 +8,7 @@
  *   sae_step_bench --serve ...
  *
  * The step is what a recipe runs (rig/rig.h). Steps and floors alternate, and the least of each counts; memory is the
- * step's own. --kernels shows the share of each kernel. --grid measures many cells, each in a child process. --serve
+ * step's own. --kernels (or --phases) shows the share of each kernel. --grid measures many cells, each in a child process. --serve
  * lets another program interleave its own measurements: each line "step" or "product" on the input is answered by a
  * line of seconds, "facts" by the JSON of the cell. Needs kernels and core only, so it runs on a bare machine. */
 #include <stdlib.h>
@@ -53,7 +53,7 @@ static options parse(int argc, char **argv) {
   for (int i = 1; i < argc; i++) {
     const char *value = i + 1 < argc ? argv[i + 1] : NULL;
     if (!strcmp(argv[i], "--no-product")) o.cell.product = false;
-    else if (!strcmp(argv[i], "--kernels")) o.kernels = true;
+    else if (!strcmp(argv[i], "--kernels") || !strcmp(argv[i], "--phases")) o.kernels = true;
     else if (!strcmp(argv[i], "--serve")) o.serve = true;
     else if (!strcmp(argv[i], "--json") && o.grid.name && value) o.json_file = argv[++i];
     else if (!strcmp(argv[i], "--json")) o.json = true;

@@ -23,7 +23,8 @@ typedef struct {
   float *values;                 /* [capacity] */
 } sl_codes_view;
 
-/* The same entries by latent, tokens ascending. */
+/* The same entries by latent, tokens ascending. The latents may be a run of a larger dictionary's: then offsets[0] > 0,
+ * and tokens and values (and what runs beside them: code_gradients) are still the whole dictionary's. */
 typedef struct {
   int64_t *offsets;              /* [n_latents + 1] */
   int32_t *tokens;               /* [entries] */
@@ -156,12 +157,16 @@ typedef struct {
 
 /* total_b_dec = b_dec - sum_i b_enc[i] W_enc[i] (the second term with through_u only), and the sum of squares
  * of the whole gradient; with `project`, of the gradient without its components along the (unit) decoder
- * rows. */
+ * rows.
+ * Latents in blocks, one call for each: `add` on all but the first (total_b_dec goes on from where it is, b_dec not being
+ * read again, and sum_squares is added to), `more` on all but the last (total_b_dec is not complete, so its squares are
+ * left out). */
 typedef struct {
   int64_t m, d_in, d_out;
   sl_sae_gradients gradients;
   const float *w_enc;            /* [m, d_in] */
   bool through_u, project;       /* through_u: d_in = d_out */
+  bool add, more;
   float *total_b_dec;            /* [d_out] */
   double *sum_squares;           /* written */
   void *workspace; size_t workspace_bytes; size_t *need;
@@ -169,28 +174,6 @@ typedef struct {
 
 /* Untouched gradient rows become zeros, so that somebody may look at the matrices. */
 typedef struct { int64_t m, d_in, d_out; sl_sae_gradients gradients; } sl_sae_fill_gradients_args;
-
-typedef enum { SL_SAE_ADAM, SL_SAE_SGD } sl_sae_rule;
-typedef struct { float *w_enc, *b_enc, *w_dec, *b_dec; } sl_sae_parameters;
-
-/* One pass per latent: clip, projection, rule, unit decoder rows (w / (|w| + 1.19e-7)), bf16 copy; takes the
- * gradients and leaves them zero. Adam: m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; w -= lr (mhat /
- * (sqrt(vhat) + eps)); SGD: w -= lr g. Weight decay is decoupled (w -= lr weight_decay w first) and leaves
- * the biases alone. The clip scales gradients by min(1, clip_norm / sqrt(sum_squares)); a sum of squares that is
- * not finite leaves everything as it was. */
-typedef struct {
-  int64_t m, d_in, d_out;
-  sl_sae_rule rule;
-  sl_sae_parameters parameters, moment1, moment2; /* moments: adam only */
-  sl_sae_gradients gradients;
-  const float *total_b_dec;      /* [d_out] */
-  const double *sum_squares;     /* one number, of sae_finish_gradients */
-  double clip_norm;              /* 0 = off */
-  bool project, unit_rows;
-  float lr, beta1, beta2, eps, weight_decay;
-  int64_t step;                  /* counts from 1 */
-  uint16_t *w_enc_bf16;          /* [m, d_in] or NULL */
-} sl_sae_update_args;
 
 /* y_i = x_i / (|x_i| + 1.19e-7); y may be x. */
 typedef struct { const float *x; float *y; int64_t m, d; } sl_sae_unit_rows_args;
@@ -224,5 +207,7 @@ typedef struct {
   int32_t *iterations;           /* written; or NULL */
   void *workspace; size_t workspace_bytes; size_t *need;
 } sl_sae_center_args;
+
+#include "args_sae_update.h"
 
 #endif

@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "kernels/dynamic_map.h"
 #include "sae_private.h"
 
 sl_sae_optim_config sl_sae_optim_defaults(void) {
@@ -10,8 +11,8 @@ sl_sae_optim_config sl_sae_optim_defaults(void) {
 }
 
 static sl_status check_config(const sl_sae_optim_config *config) {
-  if (config->rule != SL_SAE_ADAM && config->rule != SL_SAE_SGD)
-    return sl_fail(SL_EINVAL, "optim: unknown rule %d; there are adam and sgd", (int)config->rule);
+  if (config->rule != SL_SAE_ADAM && config->rule != SL_SAE_ADAM8 && config->rule != SL_SAE_SGD)
+    return sl_fail(SL_EINVAL, "optim: unknown rule %d; there are adam, adam8bit and sgd", (int)config->rule);
   if (!(config->beta1 >= 0 && config->beta1 < 1 && config->beta2 >= 0 && config->beta2 < 1))
     return sl_fail(SL_EINVAL, "optim: betas %g and %g must lie in [0, 1)", config->beta1, config->beta2);
   if (!(config->eps >= 0) || !(config->weight_decay >= 0) || !(config->clip_norm >= 0))
@@ -20,18 +21,39 @@ static sl_status check_config(const sl_sae_optim_config *config) {
   return SL_OK;
 }
 
+static bool is_matrix(int id) { return id == SL_SAE_W_ENC || id == SL_SAE_W_DEC; }
+
+/* A matrix' moment in 8 bits; an absmax of zero makes every code zero. */
+static sl_status make_coded(sl_sae_optim *optim, int which, int id) {
+  const sl_tensor *like = optim->sae->parameters[id];
+  int64_t blocks[2] = { like->shape[0], (like->shape[1] + SL_SAE_BLOCK8 - 1) / SL_SAE_BLOCK8 };
+  SL_TRY(sl_tensor_zeros(optim->sae->device, SL_U8, 2, like->shape, &optim->moments[which][id]));
+  return sl_tensor_zeros(optim->sae->device, SL_F32, 2, blocks, &optim->absmax[which][id]);
+}
+
+static sl_status make_maps(sl_sae_optim *optim) {
+  float maps[2][SL_MAP_SIZE];
+  int64_t shape[2] = { 2, SL_MAP_SIZE };
+  sl_dynamic_map(true, maps[0]);
+  sl_dynamic_map(false, maps[1]);
+  SL_TRY(sl_tensor_create(optim->sae->device, SL_F32, 2, shape, &optim->maps));
+  return sl_tensor_write(optim->maps, maps, sizeof maps);
+}
+
 static sl_status make_zeros(sl_sae_optim *optim) {
+  bool coded = optim->config.rule == SL_SAE_ADAM8;
   for (int which = 0; which < 2; which++) {
     for (int i = 0; i < SL_SAE_PARAMETERS; i++) {
       const sl_tensor *like = optim->sae->parameters[i];
-      SL_TRY(sl_tensor_zeros(optim->sae->device, SL_F32, like->rank, like->shape, &optim->moments[which][i]));
+      if (coded && is_matrix(i)) SL_TRY(make_coded(optim, which, i));
+      else SL_TRY(sl_tensor_zeros(optim->sae->device, SL_F32, like->rank, like->shape, &optim->moments[which][i]));
     }
   }
-  return SL_OK;
+  return coded ? make_maps(optim) : SL_OK;
 }
 
 static sl_status make_moments(sl_sae_optim *optim) {
-  if (optim->config.rule != SL_SAE_ADAM) return SL_OK;
+  if (optim->config.rule == SL_SAE_SGD) return SL_OK;
   sl_memory_label before = sl_memory_set_label(SL_MEMORY_MOMENTS);
   sl_status status = make_zeros(optim);
   sl_memory_set_label(before);
@@ -62,7 +84,11 @@ sl_sae_optim *sl_sae_optim_retain(sl_sae_optim *optim) {
 void sl_sae_optim_release(sl_sae_optim *optim) {
   if (!optim || --optim->references > 0) return;
   for (int which = 0; which < 2; which++)
-    for (int i = 0; i < SL_SAE_PARAMETERS; i++) sl_tensor_release(optim->moments[which][i]);
+    for (int i = 0; i < SL_SAE_PARAMETERS; i++) {
+      sl_tensor_release(optim->moments[which][i]);
+      sl_tensor_release(optim->absmax[which][i]);
+    }
+  sl_tensor_release(optim->maps);
   sl_tensor_release(optim->sum_squares);
   sl_sae_release(optim->sae);
   sl_mem_free(optim);
@@ -80,6 +106,34 @@ static sl_status refuse_nonfinite(const sl_sae_optim *optim) {
   if (!optim->sae->device->host_memory || isfinite(*(const double *)sl_tensor_data(optim->sum_squares)))
     return SL_OK;
   return sl_fail(SL_EINVAL, "optim: the gradient is not finite; weights and moments were left alone");
+}
+
+/* The biases of a moment; float32 under every rule. */
+static sl_sae_parameters biases(sl_tensor *const tensors[SL_SAE_PARAMETERS]) {
+  return (sl_sae_parameters){ .b_enc = sl_tensor_f32(tensors[SL_SAE_B_ENC]), .b_dec = sl_tensor_f32(tensors[SL_SAE_B_DEC]) };
+}
+
+static sl_sae_moment8 coded(const sl_sae_optim *optim, int which) {
+  sl_tensor *const *codes = optim->moments[which], *const *absmax = optim->absmax[which];
+  return (sl_sae_moment8){ .w_enc = sl_tensor_data(codes[SL_SAE_W_ENC]),
+                           .w_dec = sl_tensor_data(codes[SL_SAE_W_DEC]),
+                           .absmax_enc = sl_tensor_f32(absmax[SL_SAE_W_ENC]),
+                           .absmax_dec = sl_tensor_f32(absmax[SL_SAE_W_DEC]) };
+}
+
+static void add_moments(const sl_sae_optim *optim, sl_sae_update_args *args) {
+  if (optim->config.rule == SL_SAE_SGD) return;
+  if (optim->config.rule == SL_SAE_ADAM) {
+    args->moment1 = sl__sae_parameters(optim->moments[0]);
+    args->moment2 = sl__sae_parameters(optim->moments[1]);
+    return;
+  }
+  args->moment1 = biases(optim->moments[0]);
+  args->moment2 = biases(optim->moments[1]);
+  args->moment1_8 = coded(optim, 0);
+  args->moment2_8 = coded(optim, 1);
+  args->map1 = sl_tensor_f32(optim->maps);
+  args->map2 = args->map1 + SL_MAP_SIZE;
 }
 
 sl_status sl_sae_optim_step(sl_sae_optim *optim, double lr) {
@@ -108,25 +162,27 @@ sl_status sl_sae_optim_step(sl_sae_optim *optim, double lr) {
                               .step = optim->step + 1,
                               .w_enc_bf16 = sae->w_enc_bf16 ? sl_tensor_data(sae->w_enc_bf16) : NULL };
   SL_TRY(sl__sae_gradients(sae, &args.gradients));
-  if (config->rule == SL_SAE_ADAM) {
-    args.moment1 = sl__sae_parameters(optim->moments[0]);
-    args.moment2 = sl__sae_parameters(optim->moments[1]);
-  }
+  add_moments(optim, &args);
   SL_TRY(SAE_RUN(sae->device, sae_update, &args));
   optim->step++;
   return SL_OK;
 }
 
-static const char *const state_names[] = { "W_enc.m", "b_enc.m", "W_dec.m", "b_dec.m", "W_enc.v", "b_enc.v",
-                                           "W_dec.v", "b_dec.v", "tokens_since_fired", "fire_counts" };
+static const char *const state_names[] = { "W_enc.m", "b_enc.m", "W_dec.m", "b_dec.m", "W_enc.v", "b_enc.v", "W_dec.v",
+                                           "b_dec.v", "W_enc.m.absmax", "W_dec.m.absmax", "W_enc.v.absmax",
+                                           "W_dec.v.absmax", "tokens_since_fired", "fire_counts" };
 
 sl_status sl_sae_optim_state(sl_sae_optim *optim, int index, const char **name, sl_tensor **out) {
-  enum { MOMENTS = 2 * SL_SAE_PARAMETERS };
-  if (index >= 0 && optim->config.rule != SL_SAE_ADAM) index += MOMENTS; /* sgd has none */
-  if (index < 0 || index >= MOMENTS + 2) return sl_fail(SL_ENOTFOUND, "optim: no such state tensor");
-  sl_tensor *tensor = index == MOMENTS ? optim->sae->tokens_since_fired : optim->sae->fire_counts;
-  if (index < MOMENTS) tensor = optim->moments[index / SL_SAE_PARAMETERS][index % SL_SAE_PARAMETERS];
-  *name = state_names[index];
-  *out = sl_tensor_retain(tensor);
-  return SL_OK;
+  sl_tensor *const *m = optim->moments[0], *const *v = optim->moments[1];
+  sl_tensor *const *scale_m = optim->absmax[0], *const *scale_v = optim->absmax[1];
+  sl_tensor *all[] = { m[0], m[1], m[2], m[3], v[0], v[1], v[2], v[3], scale_m[SL_SAE_W_ENC], scale_m[SL_SAE_W_DEC],
+                       scale_v[SL_SAE_W_ENC], scale_v[SL_SAE_W_DEC], optim->sae->tokens_since_fired,
+                       optim->sae->fire_counts };
+  for (size_t i = 0; index >= 0 && i < sizeof all / sizeof all[0]; i++) {
+    if (!all[i] || index-- > 0) continue; /* the rule has no such state; or a later one is meant */
+    *name = state_names[i];
+    *out = sl_tensor_retain(all[i]);
+    return SL_OK;
+  }
+  return sl_fail(SL_ENOTFOUND, "optim: no such state tensor");
 }

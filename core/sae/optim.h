@@ -1,5 +1,5 @@
-/* The optimiser of one dictionary: projection, global clip, Adam or SGD, unit decoder rows, in one pass per
- * latent.
+/* The optimiser of one dictionary: projection, global clip, Adam (float32 or 8-bit moments) or SGD, unit decoder rows,
+ * in one pass per latent.
  *
  * Order: decoder gradients lose their component along the decoder rows (normalize_decoder), the whole
  * gradient is scaled to norm <= clip_norm, weights decay (decoupled, matrices only), the rule is applied,
@@ -11,8 +11,8 @@
 #include "sae.h"
 
 typedef struct {
-  sl_sae_rule rule;                /* SL_SAE_ADAM or SL_SAE_SGD */
-  double beta1, beta2, eps;        /* adam */
+  sl_sae_rule rule;                /* SL_SAE_ADAM, SL_SAE_ADAM8 (see args_sae_update.h) or SL_SAE_SGD */
+  double beta1, beta2, eps;        /* adam, adam8 */
   double weight_decay;
   double clip_norm;                /* 0 = off */
 } sl_sae_optim_config;
@@ -27,7 +27,10 @@ typedef struct sl_sae_optim {
   int64_t step;                    /* steps taken; set it when a checkpoint is loaded */
   bool stepped;                    /* sum_squares holds something */
   sl_tensor *sum_squares;          /* of the last gradient, on the device; private: see sl_sae_optim_grad_norm */
-  sl_tensor *moments[2][SL_SAE_PARAMETERS]; /* adam: m and v of each parameter's shape; NULL for sgd */
+  sl_tensor *moments[2][SL_SAE_PARAMETERS]; /* m and v of each parameter's shape, for adam8 the matrices' as u8 codes;
+                                               NULL for sgd */
+  sl_tensor *absmax[2][SL_SAE_PARAMETERS];  /* adam8: f32 [d_sae, ceil(d_in / 256)] of the matrices, else NULL */
+  sl_tensor *maps;                 /* adam8: f32 [2, 256], signed and unsigned */
 } sl_sae_optim;
 
 /* Holds the dictionary; moments start at zero. config NULL: defaults. SL_EINVAL for betas outside [0, 1) or
@@ -44,7 +47,7 @@ sl_status sl_sae_optim_step(sl_sae_optim *optim, double lr);
  * no step. Waits for the device. */
 sl_status sl_sae_optim_grad_norm(const sl_sae_optim *optim, double *out);
 
-/* State to save, by number from 0 (SL_ENOTFOUND beyond the last): name ("W_enc.m", "b_dec.v",
+/* State to save, by number from 0 (SL_ENOTFOUND beyond the last): name ("W_enc.m", "b_dec.v", "W_dec.m.absmax",
  * "tokens_since_fired", "fire_counts") and a new reference to the live tensor. `step` and sae->window_tokens
  * belong beside them. */
 sl_status sl_sae_optim_state(sl_sae_optim *optim, int index, const char **name, sl_tensor **out);

@@ -7,6 +7,7 @@
 #define SLK_SAE_CPU_H
 
 #include "cpu.h"
+#include "kernels/dynamic_map.h"
 
 /* -- Layouts --
  * panels: tokens in groups of `panel_tokens`, [group][input][token]; zero padding in the last group. For a
@@ -60,6 +61,7 @@ typedef struct {
   const sl_sae_update_args *args;
   float clip;                    /* factor of every gradient */
   float step_size, inverse_root2; /* lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t) */
+  sl_sae_rule vector_rule;       /* of the biases: adam8 keeps theirs in float32 */
 } update_job;
 
 typedef struct {

@@ -66,7 +66,7 @@ sl_status slk_cpu_sae_loss_numbers(sl_device *device, const sl_sae_loss_numbers_
 
 /* The first latent of share `share` of `shares`, by work: a latent costs about as much as two entries. */
 static int64_t share_start(const int64_t *offsets, int64_t m, int64_t share, int64_t shares) {
-  int64_t goal = (offsets[m] + 2 * m) * share / shares, low = 0, high = m;
+  int64_t start = offsets[0], goal = start + (offsets[m] - start + 2 * m) * share / shares, low = 0, high = m;
   while (low < high) {
     int64_t middle = low + (high - low) / 2;
     if (offsets[middle] + 2 * middle < goal) low = middle + 1;
@@ -139,12 +139,12 @@ sl_status slk_cpu_sae_finish_gradients(sl_device *device, const sl_sae_finish_gr
   double total = 0;
   for (int64_t piece = 0; piece < PIECES; piece++) total += sums[piece];
   for (int64_t j = 0; j < args->d_out; j++) {
-    double value = (double)args->gradients.b_dec[j];
+    double value = (double)(args->add ? args->total_b_dec[j] : args->gradients.b_dec[j]);
     for (int64_t piece = 0; args->through_u && piece < PIECES; piece++) value -= (double)parts[piece * d + j];
     args->total_b_dec[j] = (float)value;
-    total += value * value;
+    if (!args->more) total += value * value;
   }
-  *args->sum_squares = total;
+  *args->sum_squares = args->add ? *args->sum_squares + total : total;
   return SL_OK;
 }
 

@@ -39,7 +39,8 @@ sl_status slk_cpu_sae_update(sl_device *device, const sl_sae_update_args *args) 
   update_job job = { .args = args,
                      .clip = args->clip_norm > 0 && norm > args->clip_norm ? (float)(args->clip_norm / norm) : 1,
                      .step_size = (float)((double)args->lr / correct1),
-                     .inverse_root2 = (float)(1 / sqrt(correct2)) };
+                     .inverse_root2 = (float)(1 / sqrt(correct2)),
+                     .vector_rule = args->rule == SL_SAE_SGD ? SL_SAE_SGD : SL_SAE_ADAM };
 #pragma omp parallel
   {
     enum { STRETCH = 64 };       /* latents taken at a time */
@@ -50,12 +51,13 @@ sl_status slk_cpu_sae_update(sl_device *device, const sl_sae_update_args *args) 
 #pragma omp single
     {
       ops->update_vector(&job, w->b_enc, m1->b_enc, m2->b_enc, args->gradients.b_enc, args->m);
-      ops->update_vector(&job, w->b_dec, m1->b_dec, m2->b_dec, args->total_b_dec, args->d_out);
+      if (args->total_b_dec)
+        ops->update_vector(&job, w->b_dec, m1->b_dec, m2->b_dec, args->total_b_dec, args->d_out);
     }
     restore_denormals(mode);
   }
   memset(args->gradients.b_enc, 0, (size_t)args->m * sizeof(float));
-  memset(args->gradients.b_dec, 0, (size_t)args->d_out * sizeof(float));
+  if (args->total_b_dec) memset(args->gradients.b_dec, 0, (size_t)args->d_out * sizeof(float));
   return SL_OK;
 }
 

@@ -118,17 +118,18 @@ static sl_sae_optim *check_optim(lua_State *L) { return sl_lua_check_box(L, 1, S
  * Fields: grad_norm (of the last step), steps.
  * @function sl.sae_optim
  * @tparam Sae sae
- * @tparam[opt] table options rule ("adam" or "sgd"), beta1 (0.9), beta2 (0.999), eps (1e-8), weight_decay (0), clip_norm
+ * @tparam[opt] table options rule ("adam", "adam8bit": moments in 8 bits, or "sgd"), beta1 (0.9), beta2 (0.999), eps (1e-8), weight_decay (0), clip_norm
  *   (0 = off)
  * @treturn SaeOptim */
 static int optim_new(lua_State *L) {
   static const char *const names[] = { "rule", "beta1", "beta2", "eps", "weight_decay", "clip_norm", NULL };
-  static const char *const rules[] = { "adam", "sgd", NULL };
+  static const char *const rules[] = { "adam", "sgd", "adam8bit", NULL };
+  static const sl_sae_rule rule_ids[] = { SL_SAE_ADAM, SL_SAE_SGD, SL_SAE_ADAM8 };
   sl_sae *sae = sl_lua_check_sae(L, 1);
   sl_lua_check_options(L, 2, "sae_optim", names);
   sl_sae_optim_config config = sl_sae_optim_defaults();
   int rule = sl_lua_check_choice(L, sl_lua_option_string(L, 2, "rule", "adam"), "rule", rules);
-  config.rule = rule ? SL_SAE_SGD : SL_SAE_ADAM;
+  config.rule = rule_ids[rule];
   config.beta1 = sl_lua_option_number(L, 2, "beta1", config.beta1);
   config.beta2 = sl_lua_option_number(L, 2, "beta2", config.beta2);
   config.eps = sl_lua_option_number(L, 2, "eps", config.eps);

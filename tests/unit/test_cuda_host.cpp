@@ -198,15 +198,17 @@ std::string reported(Run run, int schedule = 0) {
   cuda_host_clear_error();
   cuda_host_use_schedule(0);
   cuda_host_catch_errors(0);
-  cuda_host_stats stats;
-  cuda_host_get_stats(&stats);
-  for (size_t i = 0; i < text.size(); i++) assert_true(text[i] >= ' ');
   return text;
 }
 
+/* Every one of the words; "a|b" is either. */
 void assert_says(const std::string &text, std::vector<const char *> words) {
-  for (const char *w : words)
-    if (text.find(w) == std::string::npos) fail_msg("expected \"%s\" in: %s", w, text.c_str());
+  for (const std::string w : words) {
+    size_t bar = w.find('|');
+    if (text.find(w.substr(0, bar)) != std::string::npos) continue;
+    if (bar != std::string::npos && text.find(w.substr(bar + 1)) != std::string::npos) continue;
+    fail_msg("expected \"%s\" in: %s", w.c_str(), text.c_str());
+  }
 }
 
 /* -- Bugs that run in a child -- */
@@ -347,6 +349,7 @@ void test_reports(void **) {
   }
 #ifndef WITH_ASAN
   assert_says(reported(run_row_sum<GLOBAL_OVERRUN>), {"row_sum", "a buffer of 20 bytes was overrun", "after its end"});
+  assert_says(reported(run_twice<MISALIGNED>), {"twice", "a vector of 16 bytes", "is misaligned"});
   assert_says(reported(run_block_scan<DYNAMIC_OVERRUN>), {"block_scan", "beyond its 512 bytes of dynamic shared"});
 #endif
   assert_true(reported(run_row_sum<CORRECT>).empty()); /* and the layer works on after all this */
@@ -364,9 +367,9 @@ void test_sanitizers(void **) {
   assert_child_fails("blocks-race", {"data race", "last_block"});
 #elif defined(WITH_ASAN)
   assert_child_fails("global-overrun", {"AddressSanitizer", "row_sum", "that was in kernel (row_sum<bug>), block (4"});
-  assert_child_fails("static-overrun", {"global-buffer-overflow", "part"});
+  assert_child_fails("static-overrun", {"global-buffer-overflow|insufficient space", "row_sum"});
   assert_child_fails("dynamic-overrun", {"heap-buffer-overflow", "block_scan"});
-  assert_child_fails("misaligned", {"misaligned address", "float4"});
+  assert_child_fails("misaligned", {"misaligned address|which is misaligned", "twice"});
 #else
   /* Without catching, a report ends the process. */
   assert_child_fails("global-overrun", {"cuda_host: error: after (row_sum<bug>): a buffer of 20 bytes was overrun"});

@@ -131,6 +131,7 @@ static unsigned pick_thread(unsigned current) {
 
 static void go_on() { /* the running thread stops here; returns when it is picked again */
   Thread *me = self();
+  CUDA_HOST_RELEASE(&block.end); /* the thread may be left here for good */
   unsigned i = pick_thread(index_of(me));
   if (i == index_of(me)) return;
   state().stats.switches++;
@@ -150,7 +151,6 @@ static void thread_main() {
     Thread *me = self();
     CUDA_HOST_ACQUIRE(&block.begin);
     block.launch->thread();
-    CUDA_HOST_RELEASE(&block.end);
     unsigned i = index_of(me), warp = i / WARP;
     me->where = Where::Returned;
     clear_ready(i);
@@ -171,6 +171,7 @@ void give_up(const char *format, ...) {
   report(where() + ": " + text);
   block.stuck = true;
   self()->where = Where::Running; /* its fiber is left in the middle */
+  CUDA_HOST_RELEASE(&block.end);
   fiber_switch(&self()->fiber, &scheduler);
 }
 
@@ -375,8 +376,11 @@ int slk_cuda_host_barrier(slk_cuda_host_vote vote, int predicate, slk_cuda_host_
   return block.vote;
 }
 
-void slk_cuda_host_yield(void) {
-  go_on();
+void slk_cuda_host_yield(void) { go_on(); }
+
+void slk_cuda_host_misaligned(const void *p, size_t bytes) {
+  if (in_kernel()) give_up("a vector of %zu bytes is read or written at %p, which is misaligned", bytes, p);
+  report("host code reads or writes a vector at a misaligned address");
 }
 
 void slk_cuda_host_fence(void) {

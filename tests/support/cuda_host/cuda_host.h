@@ -16,6 +16,7 @@
 #include <cuda_runtime.h>
 
 #include <cuda_bf16.h>
+#include <cuComplex.h>
 #include <cuda_fp16.h>
 
 #include <math.h>
@@ -118,6 +119,7 @@ static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blo
 }
 
 #include "cuda_host_warp.h"
+#include "cuda_host_vector.h"
 #include "cuda_host_atomic.h"
 #include "cuda_host_math.h"
 #include "cuda_host_tensor.h"

@@ -36,8 +36,10 @@ State::State() {
 
 void report(const std::string &text) {
   State &s = state();
-  fprintf(stderr, "cuda_host: error: %s\n", text.c_str());
-  if (!s.catching) abort();
+  if (!s.catching) {
+    fprintf(stderr, "cuda_host: error: %s\n", text.c_str());
+    abort();
+  }
   if (s.error.empty()) s.error = text;
   s.sticky = cudaErrorLaunchFailure;
 }
@@ -75,8 +77,8 @@ static cudaError_t check_launch(const slk_cuda_host_launch_config &c) {
   if (b.x > 0x7fffffffu || b.y > 65535 || b.z > 65535) return cudaErrorInvalidConfiguration;
   if (t.x > 1024 || t.y > 1024 || t.z > 64 || t.x * t.y * t.z > MAX_THREADS) return cudaErrorInvalidConfiguration;
   auto limit = dynamic_limit.find(c.kernel);
-  size_t most = limit == dynamic_limit.end() ? STATIC_SHARED : static_cast<size_t>(limit->second);
-  return c.shared > most ? cudaErrorInvalidValue : cudaSuccess;
+  int most = limit == dynamic_limit.end() ? +STATIC_SHARED : limit->second;
+  return c.shared > static_cast<size_t>(most) ? cudaErrorInvalidValue : cudaSuccess;
 }
 
 }  // namespace cuda_host

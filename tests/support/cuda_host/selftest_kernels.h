@@ -33,7 +33,8 @@ template <Bug bug> static __global__ void row_sum(const float *x, float *out, in
   float sum = 0.0f;
   for (int i = t; i < n; i += static_cast<int>(blockDim.x)) sum += row[i];
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-  if (lane == 0) part[bug == STATIC_OVERRUN ? t / 32 + 32 : t / 32] = sum;
+  float *to = part; /* a pointer, so that not UBSan's index check but ASan's redzone has to see it */
+  if (lane == 0) to[bug == STATIC_OVERRUN ? t / 32 + 32 : t / 32] = sum;
   if (bug != NO_BARRIER) __syncthreads();
   if (t >= 32) return;
   int used = bug == UNINITIALISED ? warps + 1 : warps;

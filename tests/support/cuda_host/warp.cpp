@@ -1,9 +1,19 @@
 /* What the lanes of a warp do together: shuffles, votes, matches, reductions, tensor-core products; and cp.async. */
 #include "layer.h"
 
+#ifdef CUDA_HOST_TSAN /* what the compiler calls; no header declares them */
+extern "C" void __tsan_read4(void *);
+extern "C" void __tsan_write4(void *);
+#endif
+
 using namespace cuda_host;
 
 typedef const slk_cuda_host_lane *const Lanes[32];
+
+/* Moves a value between lanes unseen by TSan, whose memcpy would take it for an access by the lane that came last. */
+static void carry(void *to, const void *from, size_t n) {
+  for (size_t i = 0; i < n; i++) static_cast<volatile char *>(to)[i] = static_cast<const volatile char *>(from)[i];
+}
 
 bool slk_cuda_host_shuffle(const slk_cuda_host_lane *const lane[32], char *error, size_t size) {
   for (unsigned i = 0; i < 32; i++) {
@@ -25,7 +35,7 @@ bool slk_cuda_host_shuffle(const slk_cuda_host_lane *const lane[32], char *error
       snprintf(error, size, "lane %u reads lane %u, which takes no part (not in the mask, or returned)", i, from);
       return false;
     }
-    memcpy(lane[i]->out, lane[from]->in, a.size);
+    carry(lane[i]->out, lane[from]->in, a.size);
   }
   return true;
 }
@@ -43,7 +53,8 @@ bool slk_cuda_host_match(const slk_cuda_host_lane *const lane[32], char *, size_
   for (unsigned i = 0; i < 32; i++) {
     unsigned r = 0;
     for (unsigned j = 0; j < 32 && lane[i]; j++)
-      if (lane[j] && !memcmp(lane[i]->in, lane[j]->in, sizeof(uint64_t))) r |= 1u << j;
+      if (lane[j] && *static_cast<const uint64_t *>(lane[i]->in) == *static_cast<const uint64_t *>(lane[j]->in))
+        r |= 1u << j;
     if (lane[i]) *static_cast<unsigned *>(lane[i]->out) = r;
   }
   return true;
@@ -92,9 +103,7 @@ bool whole_warp(const Lanes lane, char *error, size_t size) {
 float half_word(unsigned word, int high, Kind kind) {
   unsigned short bits = static_cast<unsigned short>(high ? word >> 16 : word);
   if (kind == BF16) return __uint_as_float(static_cast<unsigned>(bits) << 16);
-  __half h;
-  memcpy(&h, &bits, sizeof h);
-  return __half2float(h);
+  return __half2float(__half(__half_raw{bits}));
 }
 
 /* g = lane / 4, t = lane % 4. A: registers 0 and 2 hold row g, 1 and 3 row g + 8; registers 2 and 3 the upper half of
@@ -215,16 +224,17 @@ struct Copy {
   const void *from;
   int bytes, read, group;
 };
-struct Copies {
-  std::vector<Copy> pending;
-  int group = 0; /* the one that is being filled */
+struct Copies { /* of fixed size: a thread of the next block would inherit memory that TSan thinks another's */
+  Copy pending[64];
+  int n, group; /* the group that is being filled */
 };
 Copies copies[MAX_THREADS];
 
 void land(int before) { /* all groups below `before` */
   Copies &c = copies[current_thread()];
-  size_t keep = 0;
-  for (const Copy &x : c.pending) {
+  int keep = 0;
+  for (int i = 0; i < c.n; i++) {
+    const Copy x = c.pending[i];
     if (x.group >= before) {
       c.pending[keep++] = x;
       continue;
@@ -234,14 +244,13 @@ void land(int before) { /* all groups below `before` */
     memcpy(x.to, x.from, static_cast<size_t>(x.read));
     memset(static_cast<char *>(x.to) + x.read, 0, static_cast<size_t>(x.bytes - x.read));
   }
-  c.pending.resize(keep);
+  c.n = keep;
 }
 }  // namespace
 
 namespace cuda_host {
 void cp_async_forget(unsigned thread) {
-  copies[thread].pending.clear();
-  copies[thread].group = 0;
+  copies[thread].n = copies[thread].group = 0;
 }
 }  // namespace cuda_host
 
@@ -251,7 +260,8 @@ void slk_cuda_host_cp_async(void *shared, const void *global, int bytes, int fro
   if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % static_cast<unsigned>(bytes))
     give_up("cp.async: %p or %p is not aligned to its %d bytes", shared, global, bytes);
   Copies &c = copies[current_thread()];
-  c.pending.push_back({shared, global, bytes, from, c.group});
+  if (c.n == 64) give_up("cp.async: more than 64 copies of one thread are under way");
+  c.pending[c.n++] = {shared, global, bytes, from, c.group};
 }
 void slk_cuda_host_cp_async_commit(void) { copies[current_thread()].group++; }
 void slk_cuda_host_cp_async_wait(int newest) { land(copies[current_thread()].group - newest); }

@@ -36,6 +36,12 @@ typedef struct {
   sl_status (*sync)(sl_device *device);
   sl_status (*memory_info)(sl_device *device, sl_memory_info *out);
   const char *(*last_error)(sl_device *device);                          /* the driver's own words */
+  /* What is launched between record_begin and record_end is not run but recorded; replay runs it all with one call.
+   * record_end leaves *recording NULL when it fails. All four are NULL on devices that record nothing. */
+  sl_status (*record_begin)(sl_device *device);
+  sl_status (*record_end)(sl_device *device, void **recording);
+  sl_status (*replay)(sl_device *device, void *recording);
+  void (*free_recording)(sl_device *device, void *recording);
 } sl_device_table;
 
 struct sl_device {

@@ -97,7 +97,8 @@ static sl_status make_ids(int64_t n, int32_t step, sl_tensor **out) {
 
 /* Rows of a table; a broadcast [1, T or 1, D] is spelt out as [B, T, D] only for those who look at it. */
 static sl_status look_up(sl_run *run, int slot, int point, const sl_tensor *ids, sl_tensor **out) {
-  sl_status status = sl_embedding(weight(run, slot, 0), ids, out);
+  sl_status status = run->known_ids ? sl_embedding_known(weight(run, slot, 0), ids, out)
+                                    : sl_embedding(weight(run, slot, 0), ids, out);
   if (status != SL_OK) return sl_fail_context(status, "model forward, %s", sl_point_name(point));
   if (!wants(run, -1, point, WANT_ANY)) return SL_OK;
   int64_t shape[3] = { run->batch, run->tokens, run->model->spec.d_model };
@@ -111,14 +112,24 @@ static sl_status look_up(sl_run *run, int slot, int point, const sl_tensor *ids,
   return visit(run, -1, point, out);
 }
 
-static sl_status embed_body(sl_run *run, sl_tensor **v, sl_tensor **ids) {
+static sl_status take_ids(const sl_run *run, sl_tensor *ids[SL_KNOWN_COUNT]) {
   const sl_forward_options *options = run->options;
-  SL_TRY(look_up(run, SL_SLOT_WORD_EMBED, SL_POINT_EMBED_TOKENS, options->ids, &v[SL_POINT_EMBED_TOKENS]));
-  if (!options->type_ids) SL_TRY(make_ids(1, 0, &ids[0]));
-  SL_TRY(look_up(run, SL_SLOT_TYPE_EMBED, SL_POINT_EMBED_TYPES, options->type_ids ? options->type_ids : ids[0],
-                 &v[SL_POINT_EMBED_TYPES]));
-  SL_TRY(make_ids(run->tokens, 1, &ids[1]));
-  SL_TRY(look_up(run, SL_SLOT_POS_EMBED, SL_POINT_EMBED_POSITIONS, ids[1], &v[SL_POINT_EMBED_POSITIONS]));
+  if (run->known_ids) {
+    for (int i = 0; i < SL_KNOWN_COUNT; i++) ids[i] = sl_tensor_retain(run->known_ids[i]);
+    return SL_OK;
+  }
+  ids[SL_KNOWN_IDS] = sl_tensor_retain((sl_tensor *)options->ids);
+  if (options->type_ids) ids[SL_KNOWN_TYPES] = sl_tensor_retain((sl_tensor *)options->type_ids);
+  else SL_TRY(make_ids(1, 0, &ids[SL_KNOWN_TYPES]));
+  return make_ids(run->tokens, 1, &ids[SL_KNOWN_POSITIONS]);
+}
+
+static sl_status embed_body(sl_run *run, sl_tensor **v, sl_tensor **ids) {
+  SL_TRY(take_ids(run, ids));
+  SL_TRY(look_up(run, SL_SLOT_WORD_EMBED, SL_POINT_EMBED_TOKENS, ids[SL_KNOWN_IDS], &v[SL_POINT_EMBED_TOKENS]));
+  SL_TRY(look_up(run, SL_SLOT_TYPE_EMBED, SL_POINT_EMBED_TYPES, ids[SL_KNOWN_TYPES], &v[SL_POINT_EMBED_TYPES]));
+  SL_TRY(look_up(run, SL_SLOT_POS_EMBED, SL_POINT_EMBED_POSITIONS, ids[SL_KNOWN_POSITIONS],
+                 &v[SL_POINT_EMBED_POSITIONS]));
 
   sl_tensor *typed = NULL;
   SL_TRY(sl_add(v[SL_POINT_EMBED_TOKENS], v[SL_POINT_EMBED_TYPES], &typed));
@@ -132,11 +143,11 @@ static sl_status embed_body(sl_run *run, sl_tensor **v, sl_tensor **ids) {
 
 /* *x = the embeddings, [B, T, D]. */
 static sl_status embed(sl_run *run, sl_tensor **x) {
-  sl_tensor *v[SL_N_EMBED_POINTS] = { NULL }, *ids[2] = { NULL };
+  sl_tensor *v[SL_N_EMBED_POINTS] = { NULL }, *ids[SL_KNOWN_COUNT] = { NULL };
   sl_status status = embed_body(run, v, ids);
   if (status == SL_OK) *x = sl_tensor_retain(v[SL_POINT_EMBED]);
   drop_all(SL_N_EMBED_POINTS, v);
-  drop_all(2, ids);
+  drop_all(SL_KNOWN_COUNT, ids);
   return status;
 }
 
@@ -408,17 +419,22 @@ static sl_status check_gradients(const sl_run *run) {
   return SL_OK;
 }
 
-static sl_status run_all(sl_run *run, sl_tensor **logits) {
+sl_status sl__run_pass(sl_run *run, sl_tensor **logits) {
   sl_tensor *x = NULL;
-  SL_TRY(plan(run));
-  SL_TRY(check_gradients(run));
   sl_status status = SL_OK;
-  if (run->options->mask) status = sl_tensor_to_device(run->options->mask, run->model->device, &run->mask);
+  if (run->options->mask && !run->mask)
+    status = sl_tensor_to_device(run->options->mask, run->model->device, &run->mask);
   if (status == SL_OK) status = embed(run, &x);
   for (int i = 0; i < run->model->spec.n_layers && status == SL_OK; i++) status = block(run, i, &x);
   if (status == SL_OK) status = head(run, x, logits);
   drop(&x);
   return status == SL_RUN_STOPPED ? SL_OK : status;
+}
+
+static sl_status run_all(sl_run *run, sl_tensor **logits) {
+  SL_TRY(plan(run));
+  SL_TRY(check_gradients(run));
+  return sl__run_or_replay(run, logits);
 }
 
 sl_status sl_model_forward(sl_model *model, const sl_forward_options *options, sl_tensor **captured,

@@ -103,6 +103,7 @@ sl_model *sl_model_retain(sl_model *model) {
 void sl_model_release(sl_model *model) {
   if (!model || --model->references > 0) return;
   sl__hooks_release(model);
+  sl__replays_release(model);
   for (int64_t i = 0; i < SL_SLOT_COUNT * model->spec.n_layers; i++) sl_tensor_release(model->weights[i]);
   sl_mem_free(model->weights);
   sl_mem_free(model);
@@ -183,6 +184,7 @@ sl_status sl_model_set(sl_model *model, int slot, int layer, sl_tensor *tensor) 
   sl_memory_set_label(before);
   sl_tape_resume(previous);
   if (status != SL_OK) return status;
+  sl__replays_release(model);
   sl_tensor **at = place(model, slot, layer);
   sl_tensor_release(*at);
   *at = kept;

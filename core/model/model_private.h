@@ -30,6 +30,7 @@ struct sl_model {
   sl_device *device;
   sl_tensor **weights;   /* [SL_SLOT_COUNT * n_layers]: slot-major; slots of the whole model use layer 0 */
   sl_hook *hooks;        /* in order of addition */
+  struct sl_replay *replays; /* recorded passes, or NULL (replay.c) */
   int next_hook_id;
   int running;           /* forward passes under way: removed hooks are swept when it falls to 0 */
 };
@@ -46,6 +47,7 @@ typedef struct {
   int64_t batch, tokens;
   sl_tensor **captured;
   sl_tensor *mask;        /* the options' mask on the model's device, or NULL */
+  sl_tensor *const *known_ids; /* while a pass is recorded: ids, types, positions on the device (SL_KNOWN_*), else NULL */
   sl_tensor *splice_keep; /* f32 [B * T, 1], 1 where splices apply; made at the first splice; NULL = everywhere */
 } sl_run;
 
@@ -54,6 +56,15 @@ typedef struct {
 
 static inline bool sl_run_wants(const sl_run *run, int site) { return run->interest[site] != 0; }
 static inline bool sl_run_wants_any(const sl_run *run, int site, int bits) { return (run->interest[site] & bits) != 0; }
+
+enum { SL_KNOWN_IDS, SL_KNOWN_TYPES, SL_KNOWN_POSITIONS, SL_KNOWN_COUNT };
+
+/* The planned pass itself; *logits if not NULL. */
+sl_status sl__run_pass(sl_run *run, sl_tensor **logits);
+/* The same, replayed where such a pass was recorded before, recorded where it is worth it. */
+sl_status sl__run_or_replay(sl_run *run, sl_tensor **logits);
+/* Forgets recorded passes: weights have moved. */
+void sl__replays_release(sl_model *model);
 
 /* Runs what is registered at a site on *value and returns SL_RUN_STOPPED after the last one. */
 sl_status sl__visit(sl_run *run, int site, sl_tensor **value);

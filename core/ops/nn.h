@@ -25,6 +25,10 @@ sl_status sl_attention(const sl_tensor *q, const sl_tensor *k, const sl_tensor *
 
 /* table [rows, D] (f32, bf16 or f16), ids i32 [...] -> f32 [..., D]. An id out of range is SL_EINVAL, named. */
 sl_status sl_embedding(const sl_tensor *table, const sl_tensor *ids, sl_tensor **out);
+/* The same for contiguous ids on the table's device that the caller knows to be in range: nothing is looked at. */
+sl_status sl_embedding_known(const sl_tensor *table, const sl_tensor *ids, sl_tensor **out);
+/* SL_EINVAL, naming the first, unless every one of the i32 ids (on the CPU) lies in [0, limit). */
+sl_status sl_check_ids(const char *op, const sl_tensor *ids, int64_t limit);
 
 /* Mean of -log softmax(logits)[target] over rows with target >= 0: logits [N, V], targets i32 [N] -> scalar.
  * No row to count is SL_EINVAL. `per_row` [N], if not NULL, receives the row losses (0 where ignored). */

@@ -5,6 +5,7 @@
 
 #include "core/base/interrupt.h"
 #include "core/base/mem.h"
+#include "nn.h"
 
 sl_status sl__inputs(sl_op *op, int n, sl_tensor *const *inputs) {
   SL_TRY(sl_interrupt_check());
@@ -107,6 +108,10 @@ static sl_status check_ids(const char *op, const sl_tensor *ids, const int64_t r
   if (status == SL_OK) status = scan_ids(op, host, n, range, counted);
   sl_mem_free(host);
   return status;
+}
+
+sl_status sl_check_ids(const char *op, const sl_tensor *ids, int64_t limit) {
+  return check_ids(op, ids, (int64_t[]){ 0, limit }, NULL);
 }
 
 sl_status sl__ids(sl_op *op, const sl_tensor *ids, const char *argument, int rank, const int64_t range[2],

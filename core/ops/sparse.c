@@ -22,7 +22,7 @@ static sl_status rows_backward(const sl_node *node, sl_tensor *grad, sl_tensor *
   return status;
 }
 
-static sl_status take_rows(sl_op *op, const sl_tensor *table, const sl_tensor *ids, int ids_rank) {
+static sl_status take_rows(sl_op *op, const sl_tensor *table, const sl_tensor *ids, int ids_rank, bool known) {
   char text[SL_SHAPE_TEXT];
   sl_tensor *dense, *dense_ids, *inputs[] = { sl__mutable(table) };
   SL_TRY(sl__inputs(op, 1, inputs));
@@ -31,7 +31,8 @@ static sl_status take_rows(sl_op *op, const sl_tensor *table, const sl_tensor *i
                    sl_dtype_name(table->dtype));
   }
   SL_TRY(sl__dense(op, table, "the table", table->dtype, 2, &dense));
-  SL_TRY(sl__ids(op, ids, "ids", ids_rank, (int64_t[]){ 0, table->shape[0] }, NULL, &dense_ids));
+  if (known) SL_TRY(sl__dense(op, ids, "ids", SL_I32, ids_rank, &dense_ids));
+  else SL_TRY(sl__ids(op, ids, "ids", ids_rank, (int64_t[]){ 0, table->shape[0] }, NULL, &dense_ids));
   if (ids->rank == SL_MAX_RANK) {
     return sl_fail(SL_ESHAPE, "%s: ids %s leave no dimension for the rows", op->name,
                    sl_tensor_shape_text(ids, text));
@@ -55,12 +56,17 @@ static sl_status take_rows(sl_op *op, const sl_tensor *table, const sl_tensor *i
 
 sl_status sl_embedding(const sl_tensor *table, const sl_tensor *ids, sl_tensor **out) {
   sl_op op = { .name = "embedding", .out = out };
-  return sl__close(&op, take_rows(&op, table, ids, -1));
+  return sl__close(&op, take_rows(&op, table, ids, -1, false));
+}
+
+sl_status sl_embedding_known(const sl_tensor *table, const sl_tensor *ids, sl_tensor **out) {
+  sl_op op = { .name = "embedding", .out = out };
+  return sl__close(&op, take_rows(&op, table, ids, -1, true));
 }
 
 sl_status sl_gather_rows(const sl_tensor *x, const sl_tensor *ids, sl_tensor **out) {
   sl_op op = { .name = "gather_rows", .out = out };
-  return sl__close(&op, take_rows(&op, x, ids, 1));
+  return sl__close(&op, take_rows(&op, x, ids, 1, false));
 }
 
 /* -- Selection -- */

@@ -29,15 +29,13 @@ static const int64_t RESERVE_BYTES = (int64_t)512 << 20;
 enum { MOST_DEVICES = 65, HOST_SLOTS = 64, DEVICE_SLOTS = 2048 };
 
 typedef struct {
-  void *data;
-  size_t bytes;
-} pool_block;
-
-typedef struct {
   sl_memory_stats stats;
   bool has_budget;                 /* stats.budget_bytes has been found */
   int count;
-  pool_block blocks[DEVICE_SLOTS]; /* free ones, oldest first; a block that does not fit pushes the oldest out */
+  sl_pool_block blocks[DEVICE_SLOTS]; /* free ones, oldest first; a block that does not fit pushes the oldest out */
+  sl_pool_block *held;             /* [DEVICE_SLOTS] while a recording is made, else NULL */
+  int held_count;
+  bool held_lost;                  /* there were more */
 } device_books;
 
 static device_books books[MOST_DEVICES];
@@ -114,7 +112,7 @@ static void remove_block(device_books *b, int index) {
 }
 
 static void drop_oldest(device_books *b) {
-  pool_block block = b->blocks[0];
+  sl_pool_block block = b->blocks[0];
   sl_device *device = b->stats.device;
   remove_block(b, 0);
   device->table->free(device, block.data, block.bytes);
@@ -128,13 +126,28 @@ void sl_pool_trim(void) {
   for (int i = 0; i < MOST_DEVICES && books[i].stats.device; i++) trim(&books[i]);
 }
 
-/* The smallest block that fits without wasting more than an eighth, the newest of its size; false if there is none. */
-static bool take_pooled(device_books *b, size_t bytes, void **data, size_t *got) {
+/* The smallest block that fits without wasting more than an eighth, the newest of its size; -1 if there is none. */
+static int best_fit(const sl_pool_block *blocks, int count, size_t bytes) {
   int best = -1;
-  for (int i = b->count - 1; i >= 0; i--) {
-    if (b->blocks[i].bytes < bytes || b->blocks[i].bytes > bytes + bytes / 8) continue;
-    if (best < 0 || b->blocks[i].bytes < b->blocks[best].bytes) best = i;
+  for (int i = count - 1; i >= 0; i--) {
+    if (blocks[i].bytes < bytes || blocks[i].bytes > bytes + bytes / 8) continue;
+    if (best < 0 || blocks[i].bytes < blocks[best].bytes) best = i;
   }
+  return best;
+}
+
+static bool take_held(device_books *b, size_t bytes, void **data, size_t *got) {
+  int best = b->held ? best_fit(b->held, b->held_count, bytes) : -1;
+  if (best < 0) return false;
+  *data = b->held[best].data;
+  *got = b->held[best].bytes;
+  b->held[best] = b->held[--b->held_count];
+  return true;
+}
+
+static bool take_pooled(device_books *b, size_t bytes, void **data, size_t *got) {
+  if (take_held(b, bytes, data, got)) return true;
+  int best = best_fit(b->blocks, b->count, bytes);
   if (best < 0) return false;
   *data = b->blocks[best].data;
   *got = b->blocks[best].bytes;
@@ -146,12 +159,17 @@ static void give(device_books *b, void *data, size_t bytes) {
   sl_device *device = b->stats.device;
   int64_t limit = device->host_memory ? HOST_POOL_BYTES : DEVICE_POOL_BYTES;
   int slots = device->host_memory ? HOST_SLOTS : DEVICE_SLOTS;
+  if (b->held && b->held_count < DEVICE_SLOTS) {
+    b->held[b->held_count++] = (sl_pool_block){ data, bytes };
+    return;
+  }
+  b->held_lost |= b->held != NULL;
   if ((int64_t)bytes > limit) {
     device->table->free(device, data, bytes);
     return;
   }
   while (b->count == slots || (b->count > 0 && b->stats.pooled_bytes > limit - (int64_t)bytes)) drop_oldest(b);
-  b->blocks[b->count++] = (pool_block){ data, bytes };
+  b->blocks[b->count++] = (sl_pool_block){ data, bytes };
   b->stats.pooled_bytes += (int64_t)bytes;
 }
 
@@ -286,6 +304,38 @@ sl_status sl__pool_take(sl_device *device, size_t bytes, void **data, size_t *go
   sl_status status = sl_mem_count((int64_t)*got, "a tensor");
   if (status != SL_OK) give(b, *data, *got);
   return status;
+}
+
+/* -- Recordings -- */
+
+sl_status sl__pool_hold_begin(sl_device *device) {
+  device_books *b = find_books(device);
+  if (!b || b->held) return sl_fail(SL_ESTATE, "memory: a recording is being made on %s already", device->name);
+  b->held_count = 0;
+  b->held_lost = false;
+  return sl_mem_alloc(DEVICE_SLOTS * sizeof *b->held, "the blocks of a recording", (void **)&b->held);
+}
+
+sl_status sl__pool_hold_end(sl_device *device, sl_pool_block **held, int *count) {
+  device_books *b = find_books(device);
+  sl_pool_block *blocks = b->held;
+  b->held = NULL;
+  for (int i = 0; i < b->held_count; i++) sl__pool_book(device, SL_MEMORY_ACTIVATIONS, (int64_t)blocks[i].bytes, 1);
+  *held = blocks;
+  *count = b->held_count;
+  if (!b->held_lost) return SL_OK;
+  sl__pool_hold_free(device, blocks, b->held_count);
+  *held = NULL;
+  *count = 0;
+  return sl_fail(SL_ENOMEM, "memory: a recording of more than %d blocks", (int)DEVICE_SLOTS);
+}
+
+void sl__pool_hold_free(sl_device *device, sl_pool_block *held, int count) {
+  for (int i = 0; i < count; i++) {
+    sl__pool_book(device, SL_MEMORY_ACTIVATIONS, (int64_t)held[i].bytes, -1);
+    give(find_books(device), held[i].data, held[i].bytes);
+  }
+  sl_mem_free(held);
 }
 
 void sl__pool_give(sl_device *device, void *data, size_t bytes) {

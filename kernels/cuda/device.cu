@@ -191,11 +191,46 @@ static sl_status cuda_sync(sl_device *device) {
   return wait_for_stream(device, "sync");
 }
 
+/* -- Recordings: CUDA graphs -- */
+
+/* Relaxed: an allocation meanwhile is allowed, it happens at once and is no part of the graph. */
+static sl_status cuda_record_begin(sl_device *device) {
+  slk_cuda_state *state = slk_cuda_get(device);
+  slk_cuda_enter(device);
+  if (state->sync) return sl_fail(SL_EUNSUPPORTED, "%s: nothing is recorded under SAELUA_CUDA_SYNC=1", device->name);
+  return slk_cuda_check(device, cudaStreamBeginCapture(state->stream, cudaStreamCaptureModeRelaxed), "record_begin");
+}
+
+static sl_status cuda_record_end(sl_device *device, void **recording) {
+  *recording = NULL;
+  slk_cuda_enter(device);
+  cudaGraph_t graph = NULL;
+  SL_TRY(slk_cuda_check(device, cudaStreamEndCapture(slk_cuda_stream(device), &graph), "record_end"));
+  cudaGraphExec_t executable = NULL;
+  cudaError_t error = cudaGraphInstantiate(&executable, graph, 0);
+  (void)cudaGraphDestroy(graph);
+  SL_TRY(slk_cuda_check(device, error, "record_end"));
+  *recording = executable;
+  return SL_OK;
+}
+
+static sl_status cuda_replay(sl_device *device, void *recording) {
+  slk_cuda_enter(device);
+  return slk_cuda_check(device, cudaGraphLaunch(static_cast<cudaGraphExec_t>(recording), slk_cuda_stream(device)),
+                        "replay");
+}
+
+static void cuda_free_recording(sl_device *device, void *recording) {
+  slk_cuda_enter(device);
+  (void)slk_cuda_check(device, cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(recording)), "free_recording");
+}
+
 static const char *cuda_last_error(sl_device *device) { return slk_cuda_get(device)->words; }
 
 static const sl_device_table cuda_functions = { cuda_alloc,        cuda_free, cuda_copy, cuda_copy_from_host,
                                                 cuda_copy_to_host, cuda_fill, cuda_sync, cuda_memory_info,
-                                                cuda_last_error };
+                                                cuda_last_error,   cuda_record_begin, cuda_record_end, cuda_replay,
+                                                cuda_free_recording };
 
 /* -- Devices -- */
 

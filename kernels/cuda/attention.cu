@@ -20,10 +20,10 @@ template <class Tile> struct softmax_rows {
 template <class Tile>
 static __device__ __forceinline__ void hide(const sl_attention_args &a, float (&s)[Tile::ROWS][Tile::SCORES],
                                             const unsigned char *shown, int64_t first, int64_t key) {
-#pragma unroll
+  SLK_UNROLL
   for (int j = 0; j < Tile::SCORES; j++) {
     const bool seen = shown[Tile::col(j)] != 0;
-#pragma unroll
+    SLK_UNROLL
     for (int i = 0; i < Tile::ROWS; i++) {
       const bool visible = seen && (!a.causal || key + Tile::col(j) <= first + Tile::row(i));
       s[i][j] = visible ? slk_score(a, s[i][j]) : -INFINITY;
@@ -34,20 +34,20 @@ static __device__ __forceinline__ void hide(const sl_attention_args &a, float (&
 template <class Tile>
 static __device__ __forceinline__ void weigh(softmax_rows<Tile> &rows, float (&s)[Tile::ROWS][Tile::SCORES],
                                              float (&o)[Tile::ROWS][Tile::WIDTH]) {
-#pragma unroll
+  SLK_UNROLL
   for (int i = 0; i < Tile::ROWS; i++) {
     float most = rows.most[i];
-#pragma unroll
+    SLK_UNROLL
     for (int j = 0; j < Tile::SCORES; j++) most = fmaxf(most, s[i][j]);
     most = slk_group_max<Tile::GROUP>(most);
     const float shift = most == -INFINITY ? 0.0f : most; /* nothing seen yet: every weight becomes 0 */
     const float shrink = exp2f((rows.most[i] - shift) * SLK_LOG2_E);
     float sum = 0.0f;
-#pragma unroll
+    SLK_UNROLL
     for (int j = 0; j < Tile::SCORES; j++) sum += s[i][j] = exp2f((s[i][j] - shift) * SLK_LOG2_E);
     rows.most[i] = most;
     rows.sum[i] = rows.sum[i] * shrink + sum;
-#pragma unroll
+    SLK_UNROLL
     for (int e = 0; e < Tile::WIDTH; e++) o[i][e] *= shrink;
   }
 }
@@ -68,10 +68,10 @@ static __device__ __forceinline__ void write_pattern(const sl_attention_args &a,
     __syncthreads();
     Tile::scores(s, q + slk_warp() * ATTENTION_ROWS * Tile::LD, k);
     hide<Tile>(a, s, shown, first, key);
-#pragma unroll
+    SLK_UNROLL
     for (int i = 0; i < Tile::ROWS; i++) {
       const int64_t query = first + Tile::row(i);
-#pragma unroll
+      SLK_UNROLL
       for (int j = 0; j < Tile::SCORES; j++) {
         const int64_t column = key + Tile::col(j);
         if (query < a.tokens && column < a.tokens)
@@ -101,7 +101,7 @@ static __global__ void __launch_bounds__(Shape::WARPS * 32) attention_kernel(sl_
                                            Shape::QUERIES, a.tokens - from, head_dim, wide);
   softmax_rows<Tile> rows;
   float o[Tile::ROWS][Tile::WIDTH] = {};
-#pragma unroll
+  SLK_UNROLL
   for (int i = 0; i < Tile::ROWS; i++) rows.most[i] = -INFINITY, rows.sum[i] = 0.0f;
   for (int64_t key = 0; key < keys; key += Shape::COLS) {
     float s[Tile::ROWS][Tile::SCORES];
@@ -119,7 +119,7 @@ static __global__ void __launch_bounds__(Shape::WARPS * 32) attention_kernel(sl_
   }
 
   float lse[Tile::ROWS];
-#pragma unroll
+  SLK_UNROLL
   for (int i = 0; i < Tile::ROWS; i++) {
     const int64_t query = first + Tile::row(i);
     const float sum = slk_group_sum<Tile::GROUP>(rows.sum[i]);
@@ -128,7 +128,7 @@ static __global__ void __launch_bounds__(Shape::WARPS * 32) attention_kernel(sl_
     if (query >= a.tokens) continue;
     if (a.lse != NULL && slk_lane() % Tile::GROUP == 0) a.lse[pair * a.tokens + query] = lse[i];
     float *out = a.out + slk_head_offset(a, b, h, a.ld_out) + query * a.ld_out;
-#pragma unroll
+    SLK_UNROLL
     for (int e = 0; e < Tile::WIDTH; e++)
       if (Tile::out_col(e) < head_dim) out[Tile::out_col(e)] = o[i][e] * inverse;
   }

@@ -32,7 +32,7 @@ static __device__ __forceinline__ void weigh(const sl_attention_args &a, bool vi
 template <class Tile>
 static __device__ __forceinline__ void store_row(float *to, const float (&o)[Tile::WIDTH], int first_column, int head_dim,
                                                  bool accumulate) {
-#pragma unroll
+  SLK_UNROLL
   for (int e = 0; e < Tile::WIDTH; e++) {
     const int column = first_column + Tile::out_col(e);
     if (column < head_dim) to[column] = accumulate ? to[column] + o[e] : o[e];
@@ -51,7 +51,7 @@ static __device__ __forceinline__ void take_deltas(const sl_attention_args &a, i
       for (int c = slk_lane(); c < a.head_dim; c += SLK_WARP) sum = fmaf(dout[r * Tile::LD + c], out[c], sum);
     }
     sum = slk_warp_sum(sum);
-#pragma unroll
+    SLK_UNROLL
     for (int i = 0; i < Tile::ROWS; i++)
       if (Tile::row(i) == r) delta[i] = sum;
     if (slk_lane() == 0 && query < a.tokens) deltas[query] = sum;
@@ -83,7 +83,7 @@ static __global__ void __launch_bounds__(Shape::WARPS * 32)
   __syncthreads();
   float delta[Tile::ROWS] = {}, lse[Tile::ROWS], dq[Tile::ROWS][Tile::WIDTH] = {};
   take_deltas<Tile>(a, b, h, first, dout + own, deltas + pair * a.tokens, delta);
-#pragma unroll
+  SLK_UNROLL
   for (int i = 0; i < Tile::ROWS; i++)
     lse[i] = first + Tile::row(i) < a.tokens ? a.lse[pair * a.tokens + first + Tile::row(i)] : INFINITY;
 
@@ -96,16 +96,16 @@ static __global__ void __launch_bounds__(Shape::WARPS * 32)
     __syncthreads();
     Tile::scores(p, q + own, k);
     Tile::scores(dp, dout + own, v);
-#pragma unroll
+    SLK_UNROLL
     for (int j = 0; j < Tile::SCORES; j++)
-#pragma unroll
+      SLK_UNROLL
       for (int i = 0; i < Tile::ROWS; i++) {
         const bool visible = shown[Tile::col(j)] && (!a.causal || key + Tile::col(j) <= first + Tile::row(i));
         weigh(a, visible, lse[i], delta[i], &p[i][j], &dp[i][j]);
       }
     Tile::accumulate(dq, dp, scratch, k);
   }
-#pragma unroll
+  SLK_UNROLL
   for (int i = 0; i < Tile::ROWS; i++) {
     const int64_t query = first + Tile::row(i);
     if (query < a.tokens)
@@ -136,7 +136,7 @@ static __global__ void __launch_bounds__(Shape::WARPS * 32)
                     wide);
   float dk[Tile::ROWS][Tile::WIDTH] = {}, dv[Tile::ROWS][Tile::WIDTH] = {};
   bool shown[Tile::ROWS];
-#pragma unroll
+  SLK_UNROLL
   for (int i = 0; i < Tile::ROWS; i++) {
     const int64_t key = first + Tile::row(i);
     shown[i] = key < a.tokens && (a.mask == NULL || a.mask[b * a.tokens + key] != 0);
@@ -158,9 +158,9 @@ static __global__ void __launch_bounds__(Shape::WARPS * 32)
       __syncthreads();
       Tile::scores(p, k + own, q);
       Tile::scores(dp, v + own, dout);
-#pragma unroll
+      SLK_UNROLL
       for (int j = 0; j < Tile::SCORES; j++)
-#pragma unroll
+        SLK_UNROLL
         for (int i = 0; i < Tile::ROWS; i++) {
           const bool visible = shown[i] && (!a.causal || first + Tile::row(i) <= query + Tile::col(j));
           weigh(a, visible, lse[Tile::col(j)], delta[Tile::col(j)], &p[i][j], &dp[i][j]);
@@ -169,7 +169,7 @@ static __global__ void __launch_bounds__(Shape::WARPS * 32)
       Tile::accumulate(dk, dp, scratch, q + column);
     }
   }
-#pragma unroll
+  SLK_UNROLL
   for (int i = 0; i < Tile::ROWS; i++) {
     const int64_t key = first + Tile::row(i);
     if (key >= a.tokens) continue;

@@ -30,21 +30,21 @@ template <int D, int COLS, int OUT> struct fma_tile {
 
   /* s = A B' of the warp's rows a [16, D] and b [COLS, D]. */
   static __device__ __forceinline__ void scores(float (&s)[ROWS][SCORES], const float *a, const float *b) {
-#pragma unroll
+    SLK_UNROLL
     for (int i = 0; i < ROWS; i++)
-#pragma unroll
+      SLK_UNROLL
       for (int j = 0; j < SCORES; j++) s[i][j] = 0.0f;
-#pragma unroll 2
+    SLK_UNROLL_BY(2)
     for (int k = 0; k < D; k += 4) {
       slk_float4 x[ROWS];
-#pragma unroll
+      SLK_UNROLL
       for (int i = 0; i < ROWS; i++) x[i] = *reinterpret_cast<const slk_float4 *>(a + row(i) * LD + k);
-#pragma unroll
+      SLK_UNROLL
       for (int j = 0; j < SCORES; j++) {
         slk_float4 y = *reinterpret_cast<const slk_float4 *>(b + col(j) * LD + k);
-#pragma unroll
+        SLK_UNROLL
         for (int i = 0; i < ROWS; i++)
-#pragma unroll
+          SLK_UNROLL
           for (int e = 0; e < 4; e++) s[i][j] = fmaf(x[i].at[e], y.at[e], s[i][j]);
       }
     }
@@ -53,24 +53,24 @@ template <int D, int COLS, int OUT> struct fma_tile {
   /* o += P b of weights p and b [COLS, OUT], through the warp's own scratch memory. */
   static __device__ __forceinline__ void accumulate(float (&o)[ROWS][WIDTH], const float (&p)[ROWS][SCORES],
                                                     float *scratch, const float *b) {
-#pragma unroll
+    SLK_UNROLL
     for (int i = 0; i < ROWS; i++)
-#pragma unroll
+      SLK_UNROLL
       for (int j = 0; j < SCORES; j++) scratch[row(i) * LD_SCRATCH + col(j)] = p[i][j];
     __syncwarp();
-#pragma unroll 1
+    SLK_UNROLL_BY(1)
     for (int k = 0; k < COLS; k += 4) {
       slk_float4 x[ROWS];
-#pragma unroll
+      SLK_UNROLL
       for (int i = 0; i < ROWS; i++) x[i] = *reinterpret_cast<const slk_float4 *>(scratch + row(i) * LD_SCRATCH + k);
-#pragma unroll
+      SLK_UNROLL
       for (int kk = 0; kk < 4; kk++)
-#pragma unroll
+        SLK_UNROLL
         for (int w = 0; w < WIDTH; w += 4) {
           slk_float4 y = *reinterpret_cast<const slk_float4 *>(b + (k + kk) * LD + out_col(w));
-#pragma unroll
+          SLK_UNROLL
           for (int i = 0; i < ROWS; i++)
-#pragma unroll
+            SLK_UNROLL
             for (int e = 0; e < 4; e++) o[i][w + e] = fmaf(x[i].at[kk], y.at[e], o[i][w + e]);
         }
     }
@@ -92,28 +92,28 @@ template <int D, int COLS, int OUT> struct mma_tile {
     const int g = slk_lane() / 4, t = slk_lane() % 4;
     const float *x = a + g * LD + t, *y = b + g * LD + t;
     float d[COLS / 8][4] = {};
-#pragma unroll 4
+    SLK_UNROLL_BY(4)
     for (int k = 0; k < D; k += 8) {
       const float left[4] = { x[k], x[8 * LD + k], x[k + 4], x[8 * LD + k + 4] };
-#pragma unroll
+      SLK_UNROLL
       for (int n = 0; n < COLS / 8; n++) {
         const float right[2] = { y[8 * n * LD + k], y[8 * n * LD + k + 4] };
         slk_mma_tf32(d[n], left, right);
       }
     }
-#pragma unroll
+    SLK_UNROLL
     for (int j = 0; j < SCORES; j++) s[0][j] = d[j / 2][j % 2], s[1][j] = d[j / 2][2 + j % 2];
   }
 
   static __device__ __forceinline__ void accumulate(float (&o)[ROWS][WIDTH], const float (&p)[ROWS][SCORES], float *,
                                                     const float *b) {
     const int g = slk_lane() / 4, t = slk_lane() % 4;
-#pragma unroll
+    SLK_UNROLL
     for (int k = 0; k < COLS / 8; k++) {
       const float left[4] = { slk_to_tf32(p[0][2 * k]), slk_to_tf32(p[1][2 * k]), slk_to_tf32(p[0][2 * k + 1]),
                               slk_to_tf32(p[1][2 * k + 1]) };
       const float *y = b + (8 * k + 2 * t) * LD + g;
-#pragma unroll
+      SLK_UNROLL
       for (int n = 0; n < OUT / 8; n++) {
         const float right[2] = { y[8 * n], y[LD + 8 * n] };
         float d[4] = { o[0][2 * n], o[0][2 * n + 1], o[1][2 * n], o[1][2 * n + 1] };
@@ -126,12 +126,12 @@ template <int D, int COLS, int OUT> struct mma_tile {
 
 /* Sum or maximum over the lanes that hold one row together. */
 template <int GROUP> static __device__ __forceinline__ float slk_group_sum(float v) {
-#pragma unroll
+  SLK_UNROLL
   for (int step = GROUP / 2; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
   return v;
 }
 template <int GROUP> static __device__ __forceinline__ float slk_group_max(float v) {
-#pragma unroll
+  SLK_UNROLL
   for (int step = GROUP / 2; step > 0; step /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, step));
   return v;
 }
@@ -149,12 +149,12 @@ static __device__ __forceinline__ void slk_load_tile(float *tile, const float *x
       if (wide) {
         v = *reinterpret_cast<const slk_float4 *>(from);
       } else {
-#pragma unroll
+        SLK_UNROLL
         for (int e = 0; e < 4; e++) v.at[e] = c + e < head_dim ? from[e] : 0.0f;
       }
     }
     if (TF32) {
-#pragma unroll
+      SLK_UNROLL
       for (int e = 0; e < 4; e++) v.at[e] = slk_to_tf32(v.at[e]);
     }
     *reinterpret_cast<slk_float4 *>(tile + r * (D + 4) + c) = v;

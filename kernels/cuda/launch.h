@@ -20,4 +20,15 @@
   T *name = reinterpret_cast<T *>(slk_dyn_shared)
 #endif
 
+/* SLK_UNROLL before a loop unrolls it, as arrays in registers ask for; SLK_UNROLL_BY(n) n times. Not in the host layer,
+ * which has no registers to fill and would compile many times longer under the sanitizers. */
+#ifdef SLK_CUDA_HOST
+#define SLK_UNROLL
+#define SLK_UNROLL_BY(n)
+#else
+#define SLK_PRAGMA(text) _Pragma(#text)
+#define SLK_UNROLL SLK_PRAGMA(unroll)
+#define SLK_UNROLL_BY(n) SLK_PRAGMA(unroll n)
+#endif
+
 #endif

@@ -48,6 +48,7 @@ struct sl_device {
   char name[16];               /* "cpu", "cuda:0" */
   bool host_memory;            /* the CPU may read this device's pointers */
   int64_t waits;               /* times the host has waited for this device; a training step should not */
+  int64_t replays;             /* recordings replayed */
   bool tf32;                   /* products of float32 matrices may round their factors to TF32; always false on the CPU */
   const sl_device_table *table;
   const sl_kernels *kernels;   /* a slot may be NULL: the operation then fails by name, never silently elsewhere */

@@ -45,6 +45,7 @@ sl_status sl_recording_end(sl_recording *recording, sl_status body) {
 
 sl_status sl_recording_replay(sl_recording *recording) {
   if (!recording->work) return sl_fail(SL_ESTATE, "replay: this recording failed");
+  recording->device->replays++;
   return recording->device->table->replay(recording->device, recording->work);
 }
 

@@ -25,10 +25,13 @@ static int devices(lua_State *L) {
  * reading a number, printing a tensor and moving one to the CPU do.
  * @function waits
  * @tparam string device
- * @treturn integer */
+ * @treturn integer
+ * @treturn integer how many forward passes were replayed from a recording (a CUDA graph) */
 static int waits(lua_State *L) {
-  lua_pushnumber(L, (lua_Number)sl_lua_find_device(L, luaL_checkstring(L, 1))->waits);
-  return 1;
+  sl_device *device = sl_lua_find_device(L, luaL_checkstring(L, 1));
+  lua_pushnumber(L, (lua_Number)device->waits);
+  lua_pushnumber(L, (lua_Number)device->replays);
+  return 2;
 }
 
 /*** Lets float32 products on a CUDA device round their factors to TF32 (10 bits of mantissa; sums stay float32), for

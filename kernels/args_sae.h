@@ -37,6 +37,7 @@ typedef struct {
   const float *x;                /* [n, d] */
   const float *shift;            /* [d] or NULL */
   sl_dtype dtype;                /* of the encoder product: f32 or bf16 */
+  bool screen;                   /* f32: panels for sae_encode_topk with w_screen */
   void *panels;                  /* or NULL */
   float *slabs;                  /* or NULL */
   size_t *need_panels, *need_slabs; /* host; a query when either is set */
@@ -46,9 +47,15 @@ typedef struct {
  * positive. With `dead`, the k_dead largest among the latents so marked too, from the same products. */
 typedef struct {
   int64_t n, d, m, k;
-  const void *panels;            /* of sae_pack with the same dtype */
+  const void *panels;            /* of sae_pack with the same dtype, and `screen` where w_screen is given */
   const void *w;                 /* [m, d], dtype */
   sl_dtype dtype;                /* f32, or bf16 (float32 sums) */
+  /* f32 only. Where given, a product with w_screen finds the latents that can be among the k largest, and only
+   * their pre-activations are computed from w: same latents, same bits, same nonfinite as without. w_screen may
+   * be any bf16 matrix; the closer to w, the faster. */
+  const uint16_t *w_screen;      /* [m, d] or NULL */
+  const float *slabs;            /* of sae_pack; with w_screen */
+  bool *wants_screen;            /* host; a query: whether w_screen would make this encode faster */
   const float *bias;             /* [m] or NULL */
   sl_codes_view codes;           /* room for n * k entries behind offsets[0] */
   const uint8_t *dead;           /* [m] or NULL */

@@ -17,12 +17,16 @@
 
 #include "sae_body_update.h"
 
-#define OPS(title, bf16, encode)                                                                      \
+#include "sae_body_screen.h"
+
+#define OPS(title, bf16, encode, ...)                                                                 \
   { .name = title, .panel_tokens = PANEL, .block_latents = ROWS, .native_bf16 = bf16,                 \
     .encode_tile = encode, .decode_row = decode_row, .decode_slab = decode_slab,                      \
     .backward_range = backward_range, .update_range = update_range, .update_vector = update_vector,   \
-    .sum_squares = sum_squares, .add_scaled = add_scaled }
+    .sum_squares = sum_squares, .add_scaled = add_scaled, __VA_ARGS__ }
 
-const sae_cpu_ops sae_ops_avx512 = OPS("avx512", false, encode_tile);
-const sae_cpu_ops sae_ops_avx512_bf16 = OPS("avx512 bf16", true, encode_tile_bf16);
+const sae_cpu_ops sae_ops_avx512 = OPS("avx512", false, encode_tile, .screen_tile = NULL);
+const sae_cpu_ops sae_ops_avx512_bf16 = OPS("avx512 bf16", true, encode_tile_bf16, .bound_block = bound_block,
+                                            .screen_tile = screen_tile, .rescore_range = rescore_range,
+                                            .choose_row = choose_row);
 #endif

@@ -178,8 +178,9 @@ static void finish_tile(const encode_job *job, tile_state *tile, int64_t first, 
 #pragma omp atomic
       ++*job->rule.overflow;
     }
-    finish_token(&tile->live, t, &job->args->codes, first + t);
-    if (job->args->dead) finish_token(&tile->dead, t, &job->args->dead_codes, first + t);
+    int64_t row = job->rows ? job->rows[first + t] : first + t;
+    finish_token(&tile->live, t, &job->args->codes, row);
+    if (job->args->dead) finish_token(&tile->dead, t, &job->args->dead_codes, row);
     if (tile->poison[t] != 0) {
 #pragma omp atomic
       ++*job->args->nonfinite;

@@ -6,6 +6,8 @@
 #ifndef SLK_SAE_CPU_H
 #define SLK_SAE_CPU_H
 
+#include <math.h>
+
 #include "cpu.h"
 #include "kernels/dynamic_map.h"
 
@@ -43,7 +45,53 @@ typedef struct {
   encode_rule rule;
   int64_t capacity, dead_capacity;
   int64_t tile_tokens;           /* a multiple of the panel */
+  const int32_t *rows;           /* [tokens]: where their codes go; NULL = token t to row t */
 } encode_job;
+
+/* -- Screening (sae_screen.c, sae_body_screen.h; docs/decisions/013-bf16-screening.md) --
+ * Panels with `screen`: the bf16 panels, then three floats a token, zero beyond the last. */
+typedef struct {
+  const uint16_t *pairs;
+  const float *along, *across;   /* |float32 - screened pre-activation| <= along weight + across rest + bias */
+  const float *size;             /* |x| */
+} screen_panels;
+
+/* For a block of latents, the largest |w|, |w - w_screen|, and error due to the bias; all rounded up. */
+typedef struct { float weight, rest, bias, unused; } screen_bounds;
+
+/* What a tile's tokens may select from: latents, ascending. */
+typedef struct {
+  int64_t k, capacity;           /* capacity: entries a token while screening, a multiple of 16 */
+  int64_t room;                  /* entries a token afterwards */
+  const uint8_t *wanted;         /* [m]: latents that take part; NULL = all */
+  int32_t *ids, *count;          /* [batch, room], [batch] */
+  float *values;                 /* [batch, room]: float32 pre-activations, once rescored */
+  int32_t *offsets, *tokens, *slots; /* by latent: [m + 1]; [entries]: token of the batch, place in ids */
+  float *sums;                   /* [entries] */
+} screen_survivors;
+
+enum { SCREEN_LISTS = 2 };       /* of all latents, of the dead ones */
+typedef struct {
+  const sl_sae_encode_topk_args *args;
+  screen_panels panels;
+  const screen_bounds *bounds;   /* [blocks of latents] */
+  float largest, offset;         /* tokens with |x| largest + offset not below SCREEN_MOST are refused */
+  int64_t first, tile_tokens;    /* of the batch; a multiple of the panel */
+  screen_survivors lists[SCREEN_LISTS];
+  int n_lists;
+  uint8_t *refused;              /* [batch]: encode these without a screen */
+} screen_job;
+
+/* Far from overflow, so that every sum on the way is finite in either product. */
+#define SCREEN_MOST 1e36f
+#define SCREEN_SLACK (1 + 0x1p-20f) /* above the rounding of the bound's own arithmetic */
+
+/* What rounding can make of a unit of |x| |w| + |bias| in d inputs, with either product; d <= 65536. */
+static inline float screen_rounding(int64_t d) { return (float)(d + 16) * (0x1p-23f + 0x1p-29f); }
+/* At or above the root of a sum of d squares that was itself rounded, with what underflow may have lost. */
+static inline float screen_norm(float sum_squares, int64_t d) {
+  return sqrtf(sum_squares) * (1 + (float)(d + 16) * 0x1p-23f) + 0x1p-50f;
+}
 
 typedef struct {
   const sl_sae_decode_residual_args *args;
@@ -69,6 +117,11 @@ typedef struct {
   int panel_tokens, block_latents;
   bool native_bf16;
   void (*encode_tile)(const encode_job *job, int64_t first, int64_t tokens, char *scratch);
+  /* NULL where there is no faster product to screen with. A variant for other matrix units (AMX) fills these. */
+  void (*bound_block)(const sl_sae_encode_topk_args *args, int64_t latent, int64_t rows, screen_bounds *out);
+  void (*screen_tile)(const screen_job *job, int64_t first, int64_t tokens, char *scratch);
+  void (*rescore_range)(const screen_job *job, const screen_survivors *list, int64_t first, int64_t last);
+  void (*choose_row)(const screen_job *job, const screen_survivors *list, const sl_codes_view *codes, int64_t row);
   void (*decode_row)(const sl_sae_decode_args *args, int64_t row);
   void (*decode_slab)(const decode_job *job, int64_t slab);
   void (*backward_range)(const backward_job *job, int64_t first, int64_t last);
@@ -98,5 +151,23 @@ static inline size_t encode_scratch_bytes(const sl_sae_encode_topk_args *args, c
   size_t lists = tile * (size_t)(job->capacity + job->dead_capacity) * 8 + tile * 6 * 4;
   return (block + lists + 1024 + 63) / 64 * 64;
 }
+
+/* -- Between sae_encode.c and sae_screen.c -- */
+
+static inline bool sae_cpu_uses_pairs(const sae_cpu_ops *ops, sl_dtype dtype) {
+  return dtype == SL_BF16 && ops->native_bf16;
+}
+encode_job sae_cpu_plan(const sl_sae_encode_topk_args *args, encode_rule rule, const sae_cpu_ops *ops);
+void sae_cpu_close_gaps(const sl_codes_view *codes, int64_t k);
+
+/* Whether a screen would pay, and whether this call has one that the processor can use. */
+bool sae_cpu_wants_screen(const sae_cpu_ops *ops, const sl_sae_encode_topk_args *args);
+bool sae_cpu_screens(const sae_cpu_ops *ops, const sl_sae_encode_topk_args *args);
+size_t sae_cpu_screen_panel_bytes(const sae_cpu_ops *ops, int64_t n, int64_t d);
+/* Writes what follows the bf16 panels. */
+void sae_cpu_pack_bounds(const sl_sae_pack_args *args, const sae_cpu_ops *ops);
+sl_status sae_cpu_encode_screened(const sl_sae_encode_topk_args *args, const sae_cpu_ops *ops);
+/* For tests: survivors a token has room for, and entries while screening; 0 = what the kernel chooses. */
+void sae_cpu_limit_survivors(int64_t room, int64_t capacity);
 
 #endif

@@ -13,14 +13,18 @@ static float shifted(const sl_sae_pack_args *args, int64_t t, int64_t j) {
   return args->x[t * args->d + j] - (args->shift ? args->shift[j] : 0);
 }
 
-static bool uses_pairs(const sae_cpu_ops *ops, sl_dtype dtype) {
-  return dtype == SL_BF16 && ops->native_bf16;
+static bool screens(const sae_cpu_ops *ops, const sl_sae_pack_args *args) {
+  return args->screen && args->dtype == SL_F32 && ops->screen_tile;
+}
+
+static bool packs_pairs(const sae_cpu_ops *ops, const sl_sae_pack_args *args) {
+  return sae_cpu_uses_pairs(ops, args->dtype) || screens(ops, args);
 }
 
 static void pack_panel(const sl_sae_pack_args *args, const sae_cpu_ops *ops, int64_t group) {
   enum { STRETCH = 64 };         /* columns at a time: the panel's part stays in the first-level cache */
   int64_t width = ops->panel_tokens, d = args->d, from = group * width;
-  if (uses_pairs(ops, args->dtype)) {
+  if (packs_pairs(ops, args)) {
     uint16_t *panel = (uint16_t *)args->panels + group * width * round_up(d, 2);
     for (int64_t j = 0; j < round_up(d, 2); j++)
       for (int64_t t = 0; t < width; t++)
@@ -56,15 +60,16 @@ sl_status slk_cpu_sae_pack(sl_device *device, const sl_sae_pack_args *args) {
   const sae_cpu_ops *ops = sae_cpu_get_ops();
   int64_t padded = round_up(args->n, ops->panel_tokens), d = args->d;
   if (args->need_panels || args->need_slabs) {
-    size_t element = uses_pairs(ops, args->dtype) ? 2 : 4;
-    if (args->need_panels)
-      *args->need_panels = (size_t)(padded * (element == 2 ? round_up(d, 2) : d)) * element;
+    size_t bytes = packs_pairs(ops, args) ? (size_t)(padded * round_up(d, 2)) * 2 : (size_t)(padded * d) * 4;
+    if (screens(ops, args)) bytes = sae_cpu_screen_panel_bytes(ops, args->n, d);
+    if (args->need_panels) *args->need_panels = bytes;
     if (args->need_slabs) *args->need_slabs = (size_t)(slab_count(d) * args->n * slab_width(d)) * 4;
     return SL_OK;
   }
   if (args->panels) {
 #pragma omp parallel for schedule(static)
     for (int64_t group = 0; group < padded / ops->panel_tokens; group++) pack_panel(args, ops, group);
+    if (screens(ops, args)) sae_cpu_pack_bounds(args, ops);
   }
   if (args->slabs) {
     enum { STRETCH = 64 };
@@ -87,12 +92,12 @@ static int64_t buffer_capacity(int64_t k, int64_t m, int64_t block) {
 
 /* Tile: its panels fill most of a second-level cache, its buffers a few megabytes, and no thread goes
  * without. */
-static encode_job plan(const sl_sae_encode_topk_args *args, encode_rule rule, const sae_cpu_ops *ops) {
+encode_job sae_cpu_plan(const sl_sae_encode_topk_args *args, encode_rule rule, const sae_cpu_ops *ops) {
   enum { PANEL_BYTES = 768 << 10, BUFFER_BYTES = 6 << 20, MOST_TOKENS = 256 };
   encode_job job = { .args = args, .rule = rule };
   job.capacity = rule.group ? round_up(args->k, 16) : buffer_capacity(args->k, args->m, ops->block_latents);
   if (args->dead) job.dead_capacity = buffer_capacity(args->k_dead, args->m, ops->block_latents);
-  int64_t panel = ops->panel_tokens, element = uses_pairs(ops, args->dtype) ? 2 : 4;
+  int64_t panel = ops->panel_tokens, element = sae_cpu_uses_pairs(ops, args->dtype) ? 2 : 4;
   int64_t tile = PANEL_BYTES / (args->d * element);
   int64_t by_buffers = BUFFER_BYTES / ((job.capacity + job.dead_capacity) * 8);
   int64_t share = round_up((args->n + omp_get_max_threads() - 1) / omp_get_max_threads(), panel);
@@ -105,7 +110,7 @@ static encode_job plan(const sl_sae_encode_topk_args *args, encode_rule rule, co
 
 /* Rows of a [rows, k] layout with their lengths in offsets[1 ..] close up; offsets become what they are
  * called. */
-static void close_gaps(const sl_codes_view *codes, int64_t k) {
+void sae_cpu_close_gaps(const sl_codes_view *codes, int64_t k) {
   int64_t base = codes->offsets[0], at = 0;
   float *values = codes->values + base;
   int32_t *ids = codes->ids + base;
@@ -122,7 +127,7 @@ static void close_gaps(const sl_codes_view *codes, int64_t k) {
 
 sl_status sae_cpu_encode(const sl_sae_encode_topk_args *args, encode_rule rule) {
   const sae_cpu_ops *ops = sae_cpu_get_ops();
-  encode_job job = plan(args, rule, ops);
+  encode_job job = sae_cpu_plan(args, rule, ops);
   size_t share = encode_scratch_bytes(args, &job);
   int64_t tiles = (args->n + job.tile_tokens - 1) / job.tile_tokens;
   int64_t threads = omp_get_max_threads() < tiles ? omp_get_max_threads() : tiles;
@@ -143,12 +148,18 @@ sl_status sae_cpu_encode(const sl_sae_encode_topk_args *args, encode_rule rule) 
     int64_t tokens = args->n - first < job.tile_tokens ? args->n - first : job.tile_tokens;
     ops->encode_tile(&job, first, tokens, scratch + (size_t)omp_get_thread_num() * share);
   }
-  close_gaps(&args->codes, args->k);
-  if (args->dead) close_gaps(&args->dead_codes, args->k_dead);
+  sae_cpu_close_gaps(&args->codes, args->k);
+  if (args->dead) sae_cpu_close_gaps(&args->dead_codes, args->k_dead);
   return SL_OK;
 }
 
 sl_status slk_cpu_sae_encode_topk(sl_device *device, const sl_sae_encode_topk_args *args) {
   (void)device;
+  const sae_cpu_ops *ops = sae_cpu_get_ops();
+  if (args->wants_screen) {
+    *args->wants_screen = sae_cpu_wants_screen(ops, args);
+    return SL_OK;
+  }
+  if (sae_cpu_screens(ops, args)) return sae_cpu_encode_screened(args, ops);
   return sae_cpu_encode(args, (encode_rule){ 0 });
 }

@@ -204,6 +204,7 @@ static void place_batch(sl_device *device, const sl_sae_encode_topk_args *args, 
 
 sl_status slk_cuda_sae_encode_topk(sl_device *device, const sl_sae_encode_topk_args *args) {
   enum { SMALLEST = 16 };        /* halvings of the tile: a workspace given may be smaller than the one asked for */
+  if (args->wants_screen != nullptr) return *args->wants_screen = false, SL_OK;
   slk_cuda_enter(device);
   encode_plan plan = make_plan(device, args, 0);
   encode_room room = {};

@@ -37,7 +37,6 @@ struct slk_cuda_state {
   void *scratch;                 /* SLK_SCRATCH_BYTES, made on first use: slk_cuda_scratch */
   void *staging;                 /* pinned host memory for small reads, SLK_READ_BYTES */
   slk_cuda_uploads uploads;
-  int64_t waits;                 /* times the host waited for the device */
   bool sync;                     /* SAELUA_CUDA_SYNC=1: wait after every kernel, so that errors name the right one */
   char words[160];               /* the driver's last error */
 };
@@ -55,7 +54,7 @@ void slk_cuda_enter(const sl_device *device);
 sl_status slk_cuda_launched(sl_device *device, const char *kernel);
 sl_status slk_cuda_check(sl_device *device, cudaError_t error, const char *what);
 
-/* Device to host, waiting; counted in state->waits. */
+/* Device to host, waiting; counted in device->waits. */
 sl_status slk_cuda_read_host(sl_device *device, void *host, const void *src, size_t bytes);
 
 /* SLK_SCRATCH_BYTES of device memory for the use of one entry point: the next one may write it. */

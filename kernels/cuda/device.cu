@@ -2,7 +2,7 @@
  *
  * Nothing here is global but the table of devices: every entry point makes its own device current. Memory is plain
  * cudaMalloc; the caching pool above it is core's (core/tensor/storage.c). Uploads are asynchronous through pinned
- * memory; what makes the host wait is counted in state->waits. */
+ * memory; what makes the host wait is counted in device->waits. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -60,7 +60,7 @@ sl_status slk_cuda_launched(sl_device *device, const char *kernel) {
 
 static sl_status wait_for_stream(sl_device *device, const char *what) {
   slk_cuda_state *state = slk_cuda_get(device);
-  state->waits++;
+  device->waits++;
   return slk_cuda_check(device, cudaStreamSynchronize(state->stream), what);
 }
 
@@ -89,7 +89,7 @@ static void cuda_free(sl_device *device, void *data, size_t bytes) {
   (void)bytes;
   if (data == NULL) return;
   slk_cuda_enter(device);
-  slk_cuda_get(device)->waits++;
+  device->waits++;
   (void)slk_cuda_check(device, cudaFree(data), "free");
 }
 
@@ -137,7 +137,7 @@ static sl_status next_slot(sl_device *device) {
     cudaError_t error = cudaEventQuery(ring->done[next]);
     if (error == cudaErrorNotReady) {
       (void)cudaGetLastError();
-      state->waits++;
+      device->waits++;
       error = cudaEventSynchronize(ring->done[next]);
     }
     SL_TRY(slk_cuda_check(device, error, "copy_from_host"));

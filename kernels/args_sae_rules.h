@@ -50,11 +50,12 @@ typedef struct {
   void *workspace; size_t workspace_bytes; size_t *need;
 } sl_sae_batch_select_args;
 
-/* SAELens' running mean of the least value kept: threshold = (1 - rate) threshold + rate numbers->smallest, where that
- * is above 0 and the loss is finite. */
+/* SAELens' running mean of the least value kept, and the weight that it has gathered: mean = (1 - rate) mean + rate
+ * numbers->smallest, weight = (1 - rate) weight + rate; where smallest is above 0 and the loss is finite. Both start at
+ * 0, so mean / weight is the mean without its start. */
 typedef struct {
   const sl_sae_numbers *numbers;
-  float *threshold;              /* one number */
+  float *threshold;              /* [2]: mean, weight */
   double rate;
 } sl_sae_follow_threshold_args;
 

@@ -21,7 +21,10 @@ local cfg = sl.config {
   batch_tokens = { nil, "tokens per SAE batch; null = batch_size * ctx_len", type = "integer", min = 1 },
   buffer_batches = { 8, "SAE batches in the buffer that mixes tokens across sequences", min = 1 },
   shuffle_seed = { 42, "order of the data" },
-  k         = { 32, "active latents per token", min = 1, alias = "k", group = "Dictionary" },
+  activation = { "topk", "which latents are active: the k largest of a token; the tokens * k largest of a batch; or "
+                 .. "the largest of each of k groups", one_of = { "topk", "batchtopk", "groupmax" },
+                 group = "Dictionary" },
+  k         = { 32, "active latents per token (batchtopk: on average)", min = 1, alias = "k" },
   expansion_factor = { 16, "latents per dimension of the activations", min = 1 },
   num_latents = { 0, "latents; 0 = d_in * expansion_factor", min = 0 },
   init_seeds = { { 42 }, "weight initialisation; several = one SAE for each", type = "integers" },
@@ -74,8 +77,8 @@ run:describe(model, tokens, acts)
 local units = {}
 for _, at in ipairs(acts.at) do
   for _, seed in ipairs(cfg.init_seeds) do
-    local sae = sl.sae.topk { d_in = model:width(at), expansion = cfg.expansion_factor, d_sae = cfg.num_latents,
-      k = cfg.k, seed = seed, normalize_decoder = cfg.normalize_decoder, device = cfg.device }
+    local sae = sl.sae[cfg.activation] { d_in = model:width(at), expansion = cfg.expansion_factor,
+      d_sae = cfg.num_latents, k = cfg.k, seed = seed, normalize_decoder = cfg.normalize_decoder, device = cfg.device }
     local optim = sl.sae_optim(sae, { rule = cfg.optimizer, weight_decay = cfg.weight_decay,
       clip_norm = cfg.clip_norm })
     units[#units + 1] = run:unit { at = at, seed = #cfg.init_seeds > 1 and seed or nil, sae = sae, optim = optim }

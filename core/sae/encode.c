@@ -132,8 +132,9 @@ static sl_status thresholds(const sl_sae *sae, sl_tensor **out) {
     return SL_OK;
   }
   int64_t latents = sae->config.d_sae;
-  float value, *all = NULL;
-  SL_TRY(sl_tensor_read(sae->threshold, &value, sizeof value));
+  float running[2], *all = NULL;
+  SL_TRY(sl_tensor_read(sae->threshold, running, sizeof running));
+  float value = running[1] > 0 ? running[0] / running[1] : 0; /* until it was trained: all that are positive */
   SL_TRY(sl_mem_alloc((size_t)latents * sizeof *all, "thresholds", (void **)&all));
   for (int64_t i = 0; i < latents; i++) all[i] = value;
   sl_status status = sl_tensor_create(sae->device, SL_F32, 1, &latents, out);

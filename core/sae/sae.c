@@ -106,7 +106,7 @@ static sl_status make_tensors(sl_sae *sae) {
   if (sae->config.activation == SL_SAE_JUMPRELU)
     SL_TRY(sl_tensor_zeros(sae->device, SL_F32, 1, &matrix[0], &sae->threshold));
   if (sae->config.activation == SL_SAE_BATCHTOPK)
-    SL_TRY(sl_tensor_zeros(sae->device, SL_F32, 1, &(int64_t){ 1 }, &sae->threshold));
+    SL_TRY(sl_tensor_zeros(sae->device, SL_F32, 1, &(int64_t){ 2 }, &sae->threshold));
   SL_TRY(sl_tensor_zeros(sae->device, SL_I64, 1, &matrix[0], &sae->tokens_since_fired));
   return sl_tensor_zeros(sae->device, SL_I64, 1, &matrix[0], &sae->fire_counts);
 }

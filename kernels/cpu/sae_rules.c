@@ -131,6 +131,8 @@ sl_status slk_cpu_sae_follow_threshold(sl_device *device, const sl_sae_follow_th
   (void)device;
   const sl_sae_numbers *numbers = args->numbers;
   if (!isfinite(numbers->loss) || !isfinite(numbers->smallest) || !(numbers->smallest > 0)) return SL_OK;
-  *args->threshold = (float)((1 - args->rate) * (double)*args->threshold + args->rate * numbers->smallest);
+  float *mean = &args->threshold[0], *weight = &args->threshold[1];
+  *mean = (float)((1 - args->rate) * (double)*mean + args->rate * numbers->smallest);
+  *weight = (float)((1 - args->rate) * (double)*weight + args->rate);
   return SL_OK;
 }

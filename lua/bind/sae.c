@@ -1,5 +1,6 @@
 /*** Sparse autoencoders: x_hat = sum of p_i W_dec[i] over the selected latents + b_dec, p = relu(W_enc u + b_enc).
- * Fields: d_in, d_sae, k, architecture, apply_b_dec_to_input, normalize_decoder, window_tokens.
+ * Fields: d_in, d_sae, k (nil for jumprelu), architecture ("topk", "batchtopk", "groupmax", "jumprelu"),
+ * apply_b_dec_to_input, normalize_decoder, topk_threshold_lr (batchtopk), window_tokens.
  * Weights are laid out as in sparsify: row i of W_enc and W_dec is latent i.
  * @classmod saelua.Sae */
 #include "bind_sae.h"
@@ -16,12 +17,12 @@ sl_dtype sl_lua_option_product_dtype(lua_State *L, int index, const char *name) 
 /*** Makes a dictionary with sparsify's start: W_enc uniform in (-1/sqrt(d_in), 1/sqrt(d_in)), W_dec its rows (of length
  * one), biases zero.
  * @function sl.new_sae
- * @tparam table options d_in, d_sae, k; activation ("topk"), apply_b_dec_to_input (true), normalize_decoder (true),
- *   seed (0), device ("cpu")
+ * @tparam table options d_in, d_sae, k; activation ("topk", "batchtopk", "groupmax"; "jumprelu" takes no k),
+ *   apply_b_dec_to_input (true), normalize_decoder (true), topk_threshold_lr (0.01; batchtopk), seed (0), device ("cpu")
  * @treturn Sae */
 static int sae_new(lua_State *L) {
   static const char *const names[] = { "d_in", "d_sae", "k", "activation", "apply_b_dec_to_input",
-                                       "normalize_decoder", "seed", "device", NULL };
+                                       "normalize_decoder", "topk_threshold_lr", "seed", "device", NULL };
   luaL_checktype(L, 1, LUA_TTABLE);
   sl_lua_check_options(L, 1, "new_sae", names);
   sl_sae_config config = sl_sae_config_topk(sl_lua_option_integer(L, 1, "d_in", 0),
@@ -30,6 +31,7 @@ static int sae_new(lua_State *L) {
   sl_lua_check(L, sl_sae_activation_find(sl_lua_option_string(L, 1, "activation", "topk"), &config.activation));
   config.apply_b_dec_to_input = sl_lua_option_boolean(L, 1, "apply_b_dec_to_input", true);
   config.normalize_decoder = sl_lua_option_boolean(L, 1, "normalize_decoder", true);
+  config.threshold_rate = sl_lua_option_number(L, 1, "topk_threshold_lr", config.threshold_rate);
   uint64_t seed = (uint64_t)sl_lua_option_integer(L, 1, "seed", 0);
   sl_device *device = sl_lua_option_device(L, 1, "device");
   void **box = sl_lua_new_box(L, SL_LUA_SAE);
@@ -40,7 +42,8 @@ static int sae_new(lua_State *L) {
 /*** x -> sparse codes.
  * @function encode
  * @tparam Tensor x f32 [tokens, d_in]
- * @tparam[opt] table options k (the configured one), dtype ("f32"; "bf16": the product in bf16)
+ * @tparam[opt] table options k (the configured one; batchtopk: the threshold, or with k the rows * k largest of x;
+ *   jumprelu has none), dtype ("f32"; "bf16": the product in bf16)
  * @treturn Codes */
 static int sae_encode(lua_State *L) {
   static const char *const names[] = { "k", "dtype", NULL };
@@ -67,8 +70,8 @@ static int sae_decode(lua_State *L) {
   return 1;
 }
 
-/*** One parameter, live: W_enc [d_sae, d_in], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in]. To change it, use
- * set_parameter.
+/*** One parameter, live: W_enc [d_sae, d_in], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in]; and threshold, of
+ * jumprelu [d_sae], of batchtopk [2] (running mean and its weight; encode uses mean / weight). To change it, use set_parameter.
  * @function parameter
  * @tparam string name
  * @treturn Tensor */
@@ -101,7 +104,7 @@ static int sae_parameters_changed(lua_State *L) {
   return 1;
 }
 
-/*** All parameters in order.
+/*** All trained parameters in order.
  * @function parameters
  * @treturn {{string,Tensor},...} */
 static int sae_parameters(lua_State *L) {
@@ -198,10 +201,12 @@ static int sae_index(lua_State *L) {
   const char *name = luaL_checkstring(L, 2);
   if (strcmp(name, "d_in") == 0) lua_pushnumber(L, (lua_Number)sae->config.d_in);
   else if (strcmp(name, "d_sae") == 0) lua_pushnumber(L, (lua_Number)sae->config.d_sae);
-  else if (strcmp(name, "k") == 0) lua_pushnumber(L, (lua_Number)sae->config.k);
+  else if (strcmp(name, "k") == 0 && sae->config.k > 0) lua_pushnumber(L, (lua_Number)sae->config.k);
   else if (strcmp(name, "architecture") == 0) lua_pushstring(L, sl_sae_activation_name(sae->config.activation));
   else if (strcmp(name, "apply_b_dec_to_input") == 0) lua_pushboolean(L, sae->config.apply_b_dec_to_input);
   else if (strcmp(name, "normalize_decoder") == 0) lua_pushboolean(L, sae->config.normalize_decoder);
+  else if (strcmp(name, "topk_threshold_lr") == 0 && sae->config.activation == SL_SAE_BATCHTOPK)
+    lua_pushnumber(L, sae->config.threshold_rate);
   else if (strcmp(name, "window_tokens") == 0) lua_pushnumber(L, (lua_Number)sae->window_tokens);
   else return 0;
   return 1;
@@ -216,8 +221,13 @@ static int sae_gc(lua_State *L) {
 
 static int sae_tostring(lua_State *L) {
   sl_sae *sae = sl_lua_check_sae(L, 1);
-  lua_pushfstring(L, "sae %s: d_in %d, %d latents, k %d, %s", sl_sae_activation_name(sae->config.activation),
-                  (int)sae->config.d_in, (int)sae->config.d_sae, (int)sae->config.k, sae->device->name);
+  const sl_sae_config *config = &sae->config;
+  lua_pushfstring(L, "sae %s: d_in %d, %d latents, ", sl_sae_activation_name(config->activation), (int)config->d_in,
+                  (int)config->d_sae);
+  if (config->k > 0) lua_pushfstring(L, "k %d, ", (int)config->k);
+  else lua_pushliteral(L, "");
+  lua_pushstring(L, sae->device->name);
+  lua_concat(L, 3);
   return 1;
 }
 

@@ -17,7 +17,8 @@ typedef struct {
 } loss_box;
 
 /*** The loss of a batch (formulas in core/sae/loss.h). Fields of the result: loss, mse, fvu, explained_variance, l0,
- * cosine, auxk, multi_topk, total_variance, tokens, dead, nonfinite. Reading one waits for the device.
+ * cosine, auxk, multi_topk, total_variance, tokens, dead, nonfinite, crowded (batchtopk on a GPU: tokens that may have
+ * had more of the batch's largest than were looked at). Reading one waits for the device.
  * @function loss
  * @tparam Tensor x f32 [tokens, d_in]
  * @tparam[opt] table options kind ("fvu" or "mse"), k, total_variance (of the batch), auxk_alpha (0),
@@ -100,7 +101,7 @@ static int loss_index(lua_State *L) {
     { "loss", n->loss }, { "mse", n->mse }, { "fvu", n->fvu }, { "explained_variance", n->explained_variance },
     { "l0", n->l0 }, { "cosine", n->cosine }, { "auxk", n->auxk }, { "multi_topk", n->multi_topk },
     { "total_variance", n->total_variance }, { "tokens", (double)n->tokens }, { "dead", (double)n->dead },
-    { "nonfinite", (double)n->nonfinite },
+    { "nonfinite", (double)n->nonfinite }, { "crowded", (double)n->crowded },
   };
   for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
     if (strcmp(name, fields[i].name) != 0) continue;

@@ -80,7 +80,8 @@ end
 
 local LOSS_FIELDS = { "loss", "fvu", "explained_variance", "mse", "cosine", "l0", "auxk", "multi_topk" }
 
---- Averages losses over the batches of one optimiser step, for the log.
+--- Averages losses over the batches of one optimiser step, for the log. Where a BatchTopK selection was not exact (only
+-- on a GPU), `crowded` says on how many tokens.
 -- @tparam ?table before the average so far; nil for the first batch
 -- @tparam SaeLoss loss of batch number `n`
 -- @tparam integer n from 1
@@ -91,14 +92,19 @@ function R.average(before, loss, n)
   for _, field in ipairs(LOSS_FIELDS) do
     mean[field] = before and before[field] + (loss[field] - before[field]) / n or loss[field]
   end
+  local crowded = loss.crowded + (before and before.crowded or 0)
+  mean.crowded = crowded > 0 and crowded or nil
   return mean
 end
 
---- Warns of what is doubtful about the plan (see `sae.doubts`).
+--- Raises where options cannot go with the dictionary (see `sae.conflict`), and warns of what is doubtful about the
+-- plan (see `sae.doubts`).
 -- @function Run:check_plan
 -- @tparam Sae dictionary
 function R:check_plan(dictionary)
   local o = self.options
+  local conflict = sae.conflict(dictionary, o)
+  if conflict then fail("%s", conflict) end
   local doubts = sae.doubts {
     d_in = dictionary.d_in, d_sae = dictionary.d_sae, k = dictionary.k, tokens = self.total * self.tokens_per_step,
     dead_feature_threshold = o.dead_feature_threshold, dead_percentage_threshold = o.dead_percentage_threshold,

@@ -8,27 +8,73 @@ local strict = require "saelua.strict"
 
 local M = {}
 
-local TOPK_OPTIONS = {
-  d_in = strict.required, k = strict.required, expansion = strict.optional, d_sae = strict.optional, seed = 0,
-  normalize_decoder = true, apply_b_dec_to_input = true, device = "cpu",
+local SHARED_OPTIONS = {
+  d_in = strict.required, expansion = strict.optional, d_sae = strict.optional, seed = 0, normalize_decoder = true,
+  apply_b_dec_to_input = true, device = "cpu",
 }
 
---- A TopK SAE with sparsify's start.
+-- The options of a constructor: the shared ones and its own.
+local function with_shared(own)
+  for name, default in pairs(SHARED_OPTIONS) do own[name] = default end
+  return own
+end
+
+local OPTIONS = {
+  topk = with_shared { k = strict.required },
+  batchtopk = with_shared { k = strict.required, topk_threshold_lr = 0.01 },
+  groupmax = with_shared { k = strict.required },
+  jumprelu = with_shared { threshold = 0 },
+}
+
+local function latents(o, activation)
+  local d_sae = o.d_sae and o.d_sae > 0 and o.d_sae or o.expansion and o.d_in * o.expansion
+  if not d_sae then error(("sae.%s: give expansion or d_sae"):format(activation), 3) end
+  return d_sae
+end
+
+local function make(activation, options)
+  local o = strict.options("sae." .. activation, options, OPTIONS[activation])
+  local d_sae = latents(o, activation)
+  if o.k and o.k > d_sae then
+    error(("sae.%s: k = %d is more than the %d latents of the dictionary; use a smaller --k, or more latents with "
+      .. "--expansion_factor or --num_latents"):format(activation, o.k, d_sae), 0)
+  end
+  if activation == "groupmax" and d_sae % o.k ~= 0 then
+    error(("sae.groupmax: %d latents do not split into k = %d groups of equal size; choose a --k that divides %d, or "
+      .. "other --num_latents"):format(d_sae, o.k, d_sae), 0)
+  end
+  return core.new_sae {
+    activation = activation, d_in = o.d_in, d_sae = d_sae, k = o.k, seed = o.seed, device = o.device,
+    normalize_decoder = o.normalize_decoder, apply_b_dec_to_input = o.apply_b_dec_to_input,
+    topk_threshold_lr = o.topk_threshold_lr,
+  }, o
+end
+
+--- A TopK SAE with sparsify's start: each token is coded by its k largest pre-activations.
 -- @tparam table options `d_in`, `k`, and `expansion` (d_sae = d_in * expansion) or `d_sae`; `seed` (0),
 --   `normalize_decoder` (true), `apply_b_dec_to_input` (true), `device` ("cpu")
 -- @treturn Sae
-function M.topk(options)
-  local o = strict.options("sae.topk", options, TOPK_OPTIONS)
-  local d_sae = o.d_sae and o.d_sae > 0 and o.d_sae or o.expansion and o.d_in * o.expansion
-  if not d_sae then error("sae.topk: give expansion or d_sae", 2) end
-  if o.k > d_sae then
-    error(("sae.topk: k = %d is more than the %d latents of the dictionary; use a smaller --k, or more latents with "
-      .. "--expansion_factor or --num_latents"):format(o.k, d_sae), 0)
-  end
-  return core.new_sae {
-    d_in = o.d_in, d_sae = d_sae, k = o.k, seed = o.seed, normalize_decoder = o.normalize_decoder,
-    apply_b_dec_to_input = o.apply_b_dec_to_input, device = o.device,
-  }
+function M.topk(options) return (make("topk", options)) end
+
+--- A BatchTopK SAE: training keeps the rows * k largest pre-activations of a whole batch; elsewhere those above a
+-- threshold, the running mean of the least value kept. Saved as SAELens' jumprelu.
+-- @tparam table options as for topk, and `topk_threshold_lr` (0.01), the weight of a batch in that mean
+-- @treturn Sae
+function M.batchtopk(options) return (make("batchtopk", options)) end
+
+--- A GroupMax SAE (sparsify): the largest of each of k groups of neighbouring latents.
+-- @tparam table options as for topk; k must divide the number of latents
+-- @treturn Sae
+function M.groupmax(options) return (make("groupmax", options)) end
+
+--- A JumpReLU SAE: the pre-activations above a threshold of each latent. It encodes and decodes; training one is not
+-- built.
+-- @tparam table options as for topk, without k; `threshold` (0): a number, or a Tensor [d_sae]
+-- @treturn Sae
+function M.jumprelu(options)
+  local sae, o = make("jumprelu", options)
+  local threshold = type(o.threshold) == "number" and core.full({ sae.d_sae }, o.threshold, { device = o.device })
+  return sae:set_parameter("threshold", threshold or o.threshold)
 end
 
 --- Saves a dictionary; see `saelua.sae_files`.
@@ -57,7 +103,8 @@ local function abstopk(parts, device)
   }
 end
 
---- Loads a dictionary that saelua, SAELens 6 or sparsify 1.3 saved.
+--- Loads a dictionary that saelua, SAELens 6 or sparsify 1.3 saved: topk, abstopk, jumprelu, groupmax, and batchtopk
+-- from a checkpoint.
 -- @tparam string folder with cfg.json and the weights
 -- @tparam[opt] table options `device` ("cpu")
 -- @treturn Sae
@@ -68,11 +115,12 @@ function M.load(folder, options)
   if parts.architecture == "abstopk" then return abstopk(parts, o.device), parts.metadata end
   -- Rows are taken as they stand in the file: a foreign decoder may not be of unit length, and must not be changed.
   local sae = core.new_sae {
-    d_in = parts.d_in, d_sae = parts.d_sae, k = parts.k, apply_b_dec_to_input = parts.apply_b_dec_to_input,
+    activation = parts.architecture, d_in = parts.d_in, d_sae = parts.d_sae, k = parts.k,
+    apply_b_dec_to_input = parts.apply_b_dec_to_input, topk_threshold_lr = parts.topk_threshold_lr,
     normalize_decoder = false, device = o.device,
   }
-  for _, name in ipairs { "W_enc", "b_enc", "W_dec", "b_dec" } do
-    sae:set_parameter(name, parts[name]:to(o.device))
+  for _, name in ipairs { "W_enc", "b_enc", "W_dec", "b_dec", "threshold" } do
+    if parts[name] then sae:set_parameter(name, parts[name]:to(o.device)) end
   end
   return sae, parts.metadata
 end
@@ -86,7 +134,7 @@ local optim_methods = debug.getregistry()["saelua.SaeOptim"].methods
 -- @function Sae:save_state
 -- @tparam string folder
 -- @treturn ?boolean true, or nil and a message
-function sae_methods:save_state(folder) return files.save(self, folder) end
+function sae_methods:save_state(folder) return files.save(self, folder, { checkpoint = true }) end
 
 --- Reads what save_state wrote into this dictionary, bit for bit.
 -- @function Sae:load_state
@@ -95,13 +143,13 @@ function sae_methods:save_state(folder) return files.save(self, folder) end
 function sae_methods:load_state(folder)
   local parts, message = files.read(folder)
   if not parts then return nil, message end
-  if parts.d_in ~= self.d_in or parts.d_sae ~= self.d_sae then
-    return nil, ("%s: a dictionary of %d x %d, this run has %d x %d"):format(folder, parts.d_in, parts.d_sae, self.d_in,
-      self.d_sae)
+  if parts.d_in ~= self.d_in or parts.d_sae ~= self.d_sae or parts.architecture ~= self.architecture then
+    return nil, ("%s: a %s dictionary of %d x %d, this run has %s of %d x %d"):format(folder, parts.architecture,
+      parts.d_in, parts.d_sae, self.architecture, self.d_in, self.d_sae)
   end
   -- In place: set_parameter would renormalise rows that are of unit length up to rounding, and change bits.
-  for _, name in ipairs { "W_enc", "b_enc", "W_dec", "b_dec" } do
-    self:parameter(name):copy_(parts[name]:to(self:parameter(name):device()))
+  for _, name in ipairs { "W_enc", "b_enc", "W_dec", "b_dec", "threshold" } do
+    if parts[name] then self:parameter(name):copy_(parts[name]:to(self:parameter(name):device())) end
   end
   return true
 end
@@ -164,6 +212,21 @@ local PLAN = {
   d_in = strict.required, d_sae = strict.required, k = strict.required, tokens = strict.required,
   dead_feature_threshold = strict.required, dead_percentage_threshold = strict.required, uses_dead = false,
 }
+
+--- What of a recipe's options cannot go with its dictionary, before anything is computed.
+-- @tparam Sae sae
+-- @tparam table options of the recipe: `k_decay_steps`, `multi_topk`, `format` are looked at
+-- @treturn ?string what cannot be and what to do, or nil
+function M.conflict(sae, options)
+  if sae.architecture == "groupmax" and (options.k_decay_steps or 0) > 0 then
+    return "--k_decay_steps: groupmax needs a k that divides the latents at every step; leave it at 0"
+  end
+  if sae.architecture == "batchtopk" and options.multi_topk then
+    return "--multi_topk takes the 4k largest of each token, and batchtopk has no k for a token; leave it out"
+  end
+  local ok, message = files.can_save(sae, options.format or "saelens")
+  if not ok then return "--format " .. (options.format or "saelens") .. ": " .. message end
+end
 
 --- What is doubtful about a plan; each entry is a sentence.
 -- @tparam table plan `d_in`, `d_sae`, `k`, `tokens` (to be trained on), `dead_feature_threshold`,

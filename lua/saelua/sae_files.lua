@@ -22,24 +22,54 @@ local M = {}
 -- metadata.
 local SAELENS_VERSION = "6.54.12"
 
-local function saelens_config(sae, metadata)
+-- SAELens' name for what an inference file of the architecture is. It has none for groupmax.
+local EXPORTED = { topk = "topk", abstopk = "abstopk", jumprelu = "jumprelu", batchtopk = "jumprelu" }
+
+-- As SAELens does, a checkpoint says what is trained, a file for use what is computed.
+local function saelens_config(sae, o)
   local facts = { sae_lens_version = SAELENS_VERSION }
-  for key, value in pairs(metadata or {}) do facts[key] = value end
-  return {
-    architecture = sae.architecture, d_in = sae.d_in, d_sae = sae.d_sae, k = sae.k, dtype = "float32", device = "cpu",
-    apply_b_dec_to_input = sae.apply_b_dec_to_input, normalize_activations = "none", reshape_activations = "none",
-    rescale_acts_by_decoder_norm = false, metadata = facts,
+  for key, value in pairs(o.metadata) do facts[key] = value end
+  if sae.architecture == "batchtopk" and not o.checkpoint then
+    facts.training_architecture = "batchtopk"
+    facts.training_architecture_details = { k = sae.k, topk_threshold_lr = sae.topk_threshold_lr }
+  end
+  local config = {
+    architecture = o.checkpoint and sae.architecture or EXPORTED[sae.architecture], d_in = sae.d_in, d_sae = sae.d_sae,
+    dtype = "float32", device = "cpu", apply_b_dec_to_input = sae.apply_b_dec_to_input, normalize_activations = "none",
+    reshape_activations = "none", metadata = facts,
   }
+  if config.architecture ~= "jumprelu" then config.k, config.rescale_acts_by_decoder_norm = sae.k, false end
+  if config.architecture == "batchtopk" then
+    config.topk_threshold_lr = sae.topk_threshold_lr
+    config.topk_threshold_weight = sae:parameter("threshold"):select(1, 2):item() -- not SAELens', which ignores it
+  end
+  return config
 end
 
-local function save_saelens(sae, folder, metadata)
-  local ok, message = json.write(fs.join(folder, "cfg.json"), saelens_config(sae, metadata))
+-- The thresholds under the name that the file's architecture has for them.
+local function add_threshold(list, sae, checkpoint)
+  if sae.architecture == "jumprelu" then
+    list[#list + 1] = { "threshold", sae:parameter "threshold" }
+  elseif sae.architecture == "batchtopk" then
+    local mean, weight = sae:parameter("threshold"):select(1, 1), sae:parameter("threshold"):select(1, 2):item()
+    if checkpoint then
+      list[#list + 1] = { "topk_threshold", mean }
+    else
+      list[#list + 1] = { "threshold", core.full({ sae.d_sae }, weight > 0 and mean:item() / weight or 0) }
+    end
+  end
+end
+
+local function save_saelens(sae, folder, o)
+  local ok, message = json.write(fs.join(folder, "cfg.json"), saelens_config(sae, o))
   if not ok then return nil, message end
   return core.scope(function()
-    return core.save_tensors(fs.join(folder, "sae_weights.safetensors"), {
+    local list = {
       { "W_enc", sae:parameter("W_enc"):transpose() }, { "b_enc", sae:parameter "b_enc" },
       { "W_dec", sae:parameter "W_dec" }, { "b_dec", sae:parameter "b_dec" },
-    })
+    }
+    add_threshold(list, sae, o.checkpoint)
+    return core.save_tensors(fs.join(folder, "sae_weights.safetensors"), list)
   end)
 end
 
@@ -51,10 +81,10 @@ local function value_of(config, key, default)
 end
 
 -- What a tensor file may hold; another tensor would change what the dictionary computes, so it must not be ignored.
-local function check_names(tensors, names)
+local function check_names(tensors, names, architecture)
   for name in pairs(tensors) do
     if not names[name] then
-      return nil, ("the weights hold '%s', which is not part of a topk dictionary"):format(name)
+      return nil, ("the weights hold '%s', which is not part of a %s dictionary"):format(name, architecture)
     end
   end
   return true
@@ -80,10 +110,18 @@ local function modern_saelens(config)
   return modern
 end
 
+-- The tensors of a threshold, by architecture: those of a file for use, and of a training checkpoint (in which old
+-- versions of SAELens wrote the logarithm).
+local THRESHOLDS = {
+  topk = {}, abstopk = {}, groupmax = {}, jumprelu = { "threshold", "log_threshold" }, batchtopk = { "topk_threshold" },
+}
+
 local function check_saelens(config, tensors)
   local architecture = value_of(config, "architecture", "standard")
-  if architecture ~= "topk" and architecture ~= "abstopk" then
-    return nil, ("architecture '%s' is not available yet; only topk and abstopk are"):format(tostring(architecture))
+  local thresholds = THRESHOLDS[architecture]
+  if not thresholds then
+    return nil, ("architecture '%s' is not available yet; only topk, abstopk, jumprelu and batchtopk are")
+      :format(tostring(architecture))
   end
   for _, key in ipairs { "normalize_activations", "reshape_activations" } do
     local value = value_of(config, key, "none")
@@ -91,8 +129,9 @@ local function check_saelens(config, tensors)
       return nil, ("%s = '%s' is not available yet; only 'none' is"):format(key, tostring(value))
     end
   end
-  local ok, message = check_names(tensors, { W_enc = true, b_enc = true, W_dec = true, b_dec = true,
-    scaling_factor = true })
+  local names = { W_enc = true, b_enc = true, W_dec = true, b_dec = true, scaling_factor = true }
+  for _, name in ipairs(thresholds) do names[name] = true end
+  local ok, message = check_names(tensors, names, architecture)
   if not ok then return nil, message end
   local factor = tensors.scaling_factor -- of files before 6.0; ones unless fine-tuned
   if factor and (factor:to "f32" - 1):square():sum():item() > 0 then
@@ -105,14 +144,19 @@ local function parse_saelens(config, tensors)
   config = modern_saelens(config)
   local ok, message = check_saelens(config, tensors)
   if not ok then return nil, message end
-  local W_enc = tensors.W_enc
+  local W_enc, architecture = tensors.W_enc, value_of(config, "architecture", "standard")
+  local threshold = tensors.threshold or tensors.topk_threshold
+  if tensors.log_threshold and not threshold then threshold = tensors.log_threshold:to("f32"):exp() end
   return {
-    architecture = value_of(config, "architecture", "standard"), d_in = config.d_in, d_sae = config.d_sae,
-    k = value_of(config, "k", 100),
+    architecture = architecture, d_in = config.d_in, d_sae = config.d_sae,
+    k = architecture ~= "jumprelu" and value_of(config, "k", 100) or nil,
+    topk_threshold_lr = architecture == "batchtopk" and value_of(config, "topk_threshold_lr", 0.01) or nil,
+    threshold_weight = value_of(config, "topk_threshold_weight", 1), -- SAELens keeps none
     apply_b_dec_to_input = value_of(config, "apply_b_dec_to_input", true),
-    fold_norms = value_of(config, "rescale_acts_by_decoder_norm", false),
+    fold_norms = architecture ~= "jumprelu" and value_of(config, "rescale_acts_by_decoder_norm", false),
     W_enc = W_enc and W_enc:dim() == 2 and W_enc:transpose():contiguous() or W_enc, b_enc = tensors.b_enc,
-    W_dec = tensors.W_dec, b_dec = tensors.b_dec, metadata = config.metadata,
+    W_dec = tensors.W_dec, b_dec = tensors.b_dec, threshold = threshold, metadata = config.metadata,
+    names = { threshold = architecture == "batchtopk" and "topk_threshold" or "threshold" },
   }
 end
 
@@ -127,14 +171,8 @@ end
 -- sparsify -----------------------------------------------------------------------------------------------------
 
 local function save_sparsify(sae, folder)
-  if sae.architecture ~= "topk" then
-    return nil, ("sparsify has no '%s' dictionaries: save it with --format saelens"):format(sae.architecture)
-  end
-  if not sae.apply_b_dec_to_input then
-    return nil, "sparsify's SAEs subtract b_dec from the input, this one does not: save it with --format saelens"
-  end
   local config = {
-    activation = "topk", expansion_factor = math.max(1, math.floor(sae.d_sae / sae.d_in)),
+    activation = sae.architecture, expansion_factor = math.max(1, math.floor(sae.d_sae / sae.d_in)),
     normalize_decoder = sae.normalize_decoder, num_latents = sae.d_sae, k = sae.k, multi_topk = false,
     skip_connection = false, transcode = false, d_in = sae.d_in,
   }
@@ -148,20 +186,20 @@ end
 
 local function parse_sparsify(config, tensors)
   local activation = value_of(config, "activation", "topk")
-  if activation ~= "topk" then
-    return nil, ("activation '%s' is not available yet; only topk is"):format(tostring(activation))
+  if activation ~= "topk" and activation ~= "groupmax" then
+    return nil, ("activation '%s' is not available yet; only topk and groupmax are"):format(tostring(activation))
   end
   for _, key in ipairs { "transcode", "skip_connection" } do
     if value_of(config, key, false) ~= false then return nil, ("%s: not available yet"):format(key) end
   end
   local ok, message = check_names(tensors, { ["encoder.weight"] = true, ["encoder.bias"] = true, W_dec = true,
-    b_dec = true })
+    b_dec = true }, activation)
   if not ok then return nil, message end
   local latents, factor = value_of(config, "num_latents", 0), value_of(config, "expansion_factor", 32)
   if latents == 0 and type(factor) == "number" and type(config.d_in) == "number" then latents = config.d_in * factor end
   return {
-    d_in = config.d_in, d_sae = latents, k = value_of(config, "k", 32), apply_b_dec_to_input = true,
-    normalize_decoder = value_of(config, "normalize_decoder", true), W_enc = tensors["encoder.weight"],
+    architecture = activation, d_in = config.d_in, d_sae = latents, k = value_of(config, "k", 32),
+    apply_b_dec_to_input = true, normalize_decoder = value_of(config, "normalize_decoder", true), W_enc = tensors["encoder.weight"],
     b_enc = tensors["encoder.bias"], W_dec = tensors.W_dec, b_dec = tensors.b_dec,
     names = { W_enc = "encoder.weight", b_enc = "encoder.bias" },
   }
@@ -174,24 +212,44 @@ local FORMATS = {
   sparsify = { file = "sae.safetensors", save = save_sparsify, parse = parse_sparsify },
 }
 
+--- Whether a layout can say what a dictionary computes.
+-- @tparam Sae sae
+-- @tparam string format "saelens" or "sparsify"
+-- @treturn ?boolean true, or nil and what to do instead
+function M.can_save(sae, format)
+  if format == "saelens" then
+    if EXPORTED[sae.architecture] then return true end
+    return nil, ("SAELens has no '%s' dictionaries: save it with --format sparsify"):format(sae.architecture)
+  end
+  if sae.architecture ~= "topk" and sae.architecture ~= "groupmax" then
+    return nil, ("sparsify has no '%s' dictionaries: save it with --format saelens"):format(sae.architecture)
+  end
+  if sae.apply_b_dec_to_input then return true end
+  return nil, "sparsify's SAEs subtract b_dec from the input, this one does not: "
+    .. (sae.architecture == "topk" and "save it with --format saelens" or "no layout has such a dictionary")
+end
+
 --- Saves a dictionary into a folder.
 -- @tparam Sae sae
 -- @tparam string folder made if missing
 -- @tparam[opt] table options `format` ("saelens" or "sparsify"), `metadata` (table for SAELens' cfg.json), `densities`
---   (firing rates, for sparsity.safetensors)
+--   (firing rates, for sparsity.safetensors), `checkpoint` (false; true: SAELens layout with what training needs, which
+--   for batchtopk and groupmax is no file for use elsewhere)
 -- @treturn ?boolean true, or nil and a message
 function M.save(sae, folder, options)
   local o = require("saelua.strict").options("sae.save", options, {
-    format = "saelens", metadata = {}, densities = {},
+    format = "saelens", metadata = {}, densities = {}, checkpoint = false,
   })
   local format = FORMATS[o.format]
   if not format then
     error(("sae.save: unknown format '%s'%s"):format(tostring(o.format),
       suggest.hint(tostring(o.format), suggest.keys(FORMATS))), 2)
   end
-  local ok, message = fs.mkdir(folder)
+  local ok, message = true, nil
+  if not (o.checkpoint and o.format == "saelens") then ok, message = M.can_save(sae, o.format) end
+  if ok then ok, message = fs.mkdir(folder) end
   if not ok then return nil, message end
-  ok, message = format.save(sae, folder, o.metadata)
+  ok, message = format.save(sae, folder, o)
   if not ok then return nil, message end
   if o.format == "saelens" and #o.densities > 0 then
     local logs = {}
@@ -218,12 +276,24 @@ local function check_integer(config, key, path, most)
     v == json.null and "null" or tostring(v), most and (" to %d"):format(most) or "")
 end
 
+-- jumprelu: one for each latent; batchtopk: a scalar, which becomes [2] with its weight.
+local function check_threshold(parts, path)
+  local vector = parts.architecture == "jumprelu"
+  if not vector and parts.architecture ~= "batchtopk" then return true end
+  local ok, message = expect_shape(parts.threshold, parts.names.threshold, path, vector and { parts.d_sae } or {})
+  if not ok then return nil, message end
+  parts.threshold = parts.threshold:to "f32"
+  if not vector then parts.threshold = core.tensor { parts.threshold:item(), parts.threshold_weight } end
+  return true
+end
+
 local function check_parts(parts, config_path, path)
   for _, key in ipairs { "d_in", "d_sae" } do
     local ok, message = check_integer(parts, key, config_path)
     if not ok then return nil, message end
   end
-  local ok, message = check_integer(parts, "k", config_path, parts.d_sae)
+  local ok, message = true, nil
+  if parts.architecture ~= "jumprelu" then ok, message = check_integer(parts, "k", config_path, parts.d_sae) end
   if not ok then return nil, message end
   for _, key in ipairs { "apply_b_dec_to_input", "fold_norms", "normalize_decoder" } do
     if parts[key] ~= nil and type(parts[key]) ~= "boolean" then
@@ -239,7 +309,7 @@ local function check_parts(parts, config_path, path)
     if not ok then return nil, message end
     parts[name] = parts[name]:to "f32"
   end
-  return true
+  return check_threshold(parts, path)
 end
 
 -- The layout of a folder, told by the name of its weights.
@@ -261,8 +331,8 @@ end
 
 --- Reads a dictionary's parts from a folder in either layout.
 -- @tparam string folder
--- @treturn ?table d_in, d_sae, k, apply_b_dec_to_input, normalize_decoder, metadata, W_enc and W_dec [d_sae, d_in],
---   b_enc, b_dec; or nil and a message
+-- @treturn ?table architecture, d_in, d_sae, k, apply_b_dec_to_input, normalize_decoder, metadata, W_enc and W_dec
+--   [d_sae, d_in], b_enc, b_dec, threshold; or nil and a message
 function M.read(folder)
   local format, message = find_format(folder)
   if not format then return nil, message end

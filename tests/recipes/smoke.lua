@@ -12,13 +12,15 @@
 -- A recipe without an entry fails: every recipe has a smoke run.
 local help = { args = { "--help" }, prints = { "%-%-[%w_]+" } }
 
-local function run(more)
-  local args = { "--save_dir", "output", "--run_name", "smoke" }
+local function run(more, name)
+  name = name or "smoke"
+  local args = { "--save_dir", "output", "--run_name", name }
   for _, word in ipairs(more) do args[#args + 1] = word end
   return {
     args = args,
-    files = { "output/smoke/config.json", "output/smoke/metrics.jsonl", "output/smoke/report.html" },
-    falls = { file = "output/smoke/metrics.jsonl", field = "loss", by = 0.02 },
+    files = { "output/" .. name .. "/config.json", "output/" .. name .. "/metrics.jsonl",
+      "output/" .. name .. "/report.html" },
+    falls = { file = "output/" .. name .. "/metrics.jsonl", field = "loss", by = 0.02 },
   }
 end
 
@@ -27,6 +29,18 @@ local function refused(args, pattern, status) return { args = args, status = sta
 local topk = run({ "--max_tokens", "30000", "--batch_size", "8", "--ctx_len", "64",
   "--expansion_factor", "4", "--k", "8" })
 table.insert(topk.files, "output/smoke/final/*")
+
+local function activation(name, ...)
+  return run({ "--max_tokens", "15000", "--batch_size", "8", "--ctx_len", "64", "--expansion_factor", "4", "--k", "8",
+    "--activation", name, ... }, name)
+end
+
+local batchtopk = activation "batchtopk"
+table.insert(batchtopk.files, "output/batchtopk/final/sae_weights.safetensors")
+batchtopk.last = { file = "output/batchtopk/metrics.jsonl", field = "eval/l0", above = 4, below = 16 }
+
+local groupmax = activation("groupmax", "--format", "sparsify")
+table.insert(groupmax.files, "output/groupmax/final/sae.safetensors")
 
 local pretrain = run({ "--steps", "40", "--batch_size", "8", "--ctx_len", "32", "--n_layers", "1", "--d_model", "32",
   "--n_heads", "2", "--d_mlp", "64", "--vocab_documents", "500", "--vocab_size", "300", "--warmup", "5" })
@@ -37,6 +51,11 @@ return {
   topk_bert = {
     help,
     topk,
+    batchtopk,
+    groupmax,
+    refused({ "--activation", "groupmax" }, "SAELens has no 'groupmax'.*%-%-format sparsify", 1),
+    refused({ "--activation", "groupmax", "--format", "sparsify", "--k_decay_steps", "5" }, "k_decay_steps", 1),
+    refused({ "--activation", "batchtopk", "--multi_topk" }, "multi_topk", 1),
     refused({ "--no_such_option", "1" }, "no_such_option"),
     refused({ "--max_token", "1" }, "max_tokens"),
     refused({ "--max_tokens", "many" }, "max_tokens"),

@@ -155,6 +155,60 @@ describe("dictionaries that saelua saves", function()
     end
   end)
 
+  -- What a dictionary of another activation computes is what its files compute.
+  local x = sl.randn({ 200, 8 }, { seed = 3 })
+
+  it("batchtopk: a checkpoint that goes on, a file for use that is jumprelu", function()
+    local sae = sl.sae.batchtopk { d_in = 8, d_sae = 24, k = 3, seed = 5, topk_threshold_lr = 0.02 }
+    for _ = 1, 7 do sae:loss(x):backward() end
+    assert(fs.mkdir(folder .. "/checkpoint"))
+    assert(sae:save_state(folder .. "/checkpoint"))
+    local again = sl.sae.load(folder .. "/checkpoint")
+    assert.same({ "batchtopk", 3, 0.02 }, { again.architecture, again.k, again.topk_threshold_lr })
+    assert.equal(0, distance(sae:parameter "threshold", again:parameter "threshold"))
+    assert.same({}, assert(sl.load_tensors(folder .. "/checkpoint/sae_weights.safetensors")).topk_threshold:shape())
+    assert(sl.sae.save(sae, folder .. "/final"))
+    local config = assert(json.read(folder .. "/final/cfg.json"))
+    assert.same({ "jumprelu", "batchtopk" }, { config.architecture, config.metadata.training_architecture })
+    assert.is_nil(config.k)
+    local final = sl.sae.load(folder .. "/final")
+    assert.equal("jumprelu", final.architecture)
+    assert.is_nil(final.k)
+    assert.equal(sae:encode(x):nnz(), final:encode(x):nnz())
+    assert.equal(0, distance(sae:reconstruct(x), final:reconstruct(x)))
+    local other = sl.sae.topk { d_in = 8, d_sae = 24, k = 3 }
+    local ok, message = other:load_state(folder .. "/checkpoint")
+    assert.is_nil(ok)
+    assert.is_truthy(message:find("a batchtopk dictionary of 8 x 24, this run has topk", 1, true), message)
+  end)
+
+  it("groupmax: in sparsify's layout, or as a checkpoint", function()
+    local sae = sl.sae.groupmax { d_in = 8, d_sae = 24, k = 3, seed = 5 }
+    local ok, message = sl.sae.save(sae, folder)
+    assert.is_nil(ok)
+    assert.equal("SAELens has no 'groupmax' dictionaries: save it with --format sparsify", message)
+    assert(sl.sae.save(sae, folder .. "/final", { format = "sparsify" }))
+    assert.equal("groupmax", assert(json.read(folder .. "/final/cfg.json")).activation)
+    assert(fs.mkdir(folder .. "/checkpoint"))
+    assert(sae:save_state(folder .. "/checkpoint"))
+    for _, name in ipairs { "/final", "/checkpoint" } do
+      local again = sl.sae.load(folder .. name)
+      assert.same({ "groupmax", 3 }, { again.architecture, again.k })
+      assert.equal(0, distance(sae:reconstruct(x), again:reconstruct(x)))
+    end
+  end)
+
+  it("jumprelu: with its thresholds", function()
+    local sae = sl.sae.jumprelu { d_in = 8, d_sae = 24, seed = 5, threshold = sl.rand({ 24 }, { seed = 8 }) }
+    assert(sl.sae.save(sae, folder))
+    local again = sl.sae.load(folder)
+    assert.equal(0, distance(sae:parameter "threshold", again:parameter "threshold"))
+    assert.equal(0, distance(sae:reconstruct(x), again:reconstruct(x)))
+    local ok, message = sl.sae.save(sae, folder, { format = "sparsify" })
+    assert.is_nil(ok)
+    assert.is_truthy(message:find("--format saelens", 1, true))
+  end)
+
   it("are refused where the layout cannot say what they are", function()
     local sae = sl.new_sae { d_in = 8, d_sae = 24, k = 3, apply_b_dec_to_input = false }
     local ok, message = sl.sae.save(sae, folder, { format = "sparsify" })
@@ -212,6 +266,8 @@ describe("refused with the file and the reason:", function()
     for _, name in ipairs { "W_enc", "b_enc", "W_dec", "b_dec" } do
       refused(SAELENS, { tensors = { [name] = "remove" } }, ("tensor %s is missing"):format(name))
     end
+    refused(SAELENS, { config = { architecture = "jumprelu" } }, "tensor threshold is missing")
+    refused(SAELENS, { config = { architecture = "batchtopk" } }, "tensor topk_threshold is missing")
     for _, name in ipairs { "encoder.weight", "encoder.bias", "W_dec", "b_dec" } do
       refused(SPARSIFY, { tensors = { [name] = "remove" } }, ("tensor %s is missing"):format(name))
     end
@@ -219,7 +275,10 @@ describe("refused with the file and the reason:", function()
 
   it("tensors that belong to something else", function()
     refused(SPARSIFY, { tensors = { W_skip = sl.zeros { 8, 8 } } }, "'W_skip'")
-    refused(SAELENS, { tensors = { threshold = sl.zeros { 24 } } }, "'threshold'")
+    refused(SAELENS, { tensors = { threshold = sl.zeros { 24 } } },
+      "'threshold', which is not part of a topk dictionary")
+    refused(SAELENS, { config = { architecture = "jumprelu" }, tensors = { topk_threshold = sl.zeros { 1 } } },
+      "'topk_threshold'")
   end)
 
   it("wrong shapes", function()
@@ -228,6 +287,10 @@ describe("refused with the file and the reason:", function()
     refused(SAELENS, { tensors = { W_enc = x } }, "W_enc is [8 x 24], expected [24 x 8]")
     refused(SAELENS, { tensors = { W_enc = sl.zeros { 192 } } }, "W_enc is [192]")
     refused(SAELENS, { tensors = { b_enc = sl.zeros { 23 } } }, "b_enc is [23], expected [24]")
+    refused(SAELENS, { config = { architecture = "jumprelu" }, tensors = { threshold = sl.zeros { 23 } } },
+      "threshold is [23], expected [24]")
+    refused(SAELENS, { config = { architecture = "batchtopk" }, tensors = { topk_threshold = sl.zeros { 24 } } },
+      "topk_threshold is [24], expected []")
     refused(SAELENS, { config = { d_sae = 25 } }, "expected [25 x 8]")
     refused(SPARSIFY, { config = { num_latents = 25 } }, "encoder.weight is [24 x 8], expected [25 x 8]")
     refused(SPARSIFY, { config = { expansion_factor = 4 } }, "encoder.weight is [24 x 8], expected [32 x 8]")
@@ -253,12 +316,13 @@ describe("refused with the file and the reason:", function()
   end)
 
   it("kinds of dictionaries that are not built yet", function()
-    refused(SAELENS, { config = { architecture = "jumprelu" } }, "architecture 'jumprelu'")
+    refused(SAELENS, { config = { architecture = "gated" } }, "architecture 'gated'")
+    refused(SAELENS, { config = { architecture = "matryoshka_batchtopk" } }, "architecture 'matryoshka_batchtopk'")
     refused(SAELENS, { config = { architecture = "remove" } }, "architecture 'standard'")
     refused(SAELENS, { config = { architecture = 3 } }, "architecture '3'")
     refused(SAELENS, { config = { normalize_activations = "layer_norm" } }, "normalize_activations = 'layer_norm'")
     refused(SAELENS, { config = { reshape_activations = "hook_z" } }, "reshape_activations = 'hook_z'")
-    refused(SPARSIFY, { config = { activation = "groupmax" } }, "activation 'groupmax'")
+    refused(SPARSIFY, { config = { activation = "signum" } }, "activation 'signum'")
     refused(SPARSIFY, { config = { transcode = true } }, "transcode")
     refused(SPARSIFY, { config = { skip_connection = true } }, "skip_connection")
   end)

@@ -227,16 +227,17 @@ static void test_batch_select(void **state) {
 
 static void test_follow_threshold(void **state) {
   (void)state;
-  float threshold = 0;
+  float threshold[2] = { 0, 0 };
   sl_sae_numbers numbers = { .smallest = 1.2, .loss = 3 };
-  sl_sae_follow_threshold_args args = { .numbers = &numbers, .threshold = &threshold, .rate = 0.01 };
+  sl_sae_follow_threshold_args args = { .numbers = &numbers, .threshold = threshold, .rate = 0.01 };
   rig_check(rig_kernels()->sae_follow_threshold(sl_cpu_device(), &args));
-  assert_float_equal(threshold, 0.012f, 1e-9f); /* SAELens 6.54.12 */
+  assert_float_equal(threshold[0], 0.012f, 1e-9f); /* SAELens 6.54.12 */
+  assert_float_equal(threshold[1], 0.01f, 1e-9f);
   for (int i = 0; i < 3; i++) {
     numbers.smallest = i == 0 ? 0 : i == 1 ? (double)INFINITY : 1;
     numbers.loss = i == 2 ? (double)NAN : 1;
     rig_check(rig_kernels()->sae_follow_threshold(sl_cpu_device(), &args));
-    assert_float_equal(threshold, 0.012f, 1e-9f);
+    assert_float_equal(threshold[0], 0.012f, 1e-9f);
   }
 }
 

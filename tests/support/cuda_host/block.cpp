@@ -2,8 +2,6 @@
  *
  * A thread runs until it waits (barrier, collective, end); the schedule then picks the next. When nobody can run and
  * somebody waits, the block is stuck: the report names who waits where, and who has returned. */
-#include <pthread.h>
-
 #include <algorithm>
 #include <cstdlib>
 
@@ -38,11 +36,18 @@ struct Block {
   uint64_t ready[MAX_THREADS / 64];
   int vote;
   uint64_t rounds;                /* barriers passed */
-  char order[2], begin, end;
   bool stuck;
 };
 
-static Thread threads[MAX_THREADS];
+/* Addresses by which TSan learns what a block's barriers, begin and end order; one record per set. */
+struct Order {
+  char round[2], begin, end;
+};
+
+static Thread thread_sets[SETS][MAX_THREADS], *threads = thread_sets[0];
+static Order orders[SETS], *order = orders;
+static char grid_begin;
+static int set;
 static Block block;
 static Fiber scheduler;
 static bool running;
@@ -131,7 +136,7 @@ static unsigned pick_thread(unsigned current) {
 
 static void go_on() { /* the running thread stops here; returns when it is picked again */
   Thread *me = self();
-  CUDA_HOST_RELEASE(&block.end); /* the thread may be left here for good */
+  CUDA_HOST_RELEASE(&order->end); /* the thread may be left here for good */
   unsigned i = pick_thread(index_of(me));
   if (i == index_of(me)) return;
   state().stats.switches++;
@@ -149,7 +154,7 @@ static void thread_main() {
   fiber_started();
   for (;;) {
     Thread *me = self();
-    CUDA_HOST_ACQUIRE(&block.begin);
+    CUDA_HOST_ACQUIRE(&order->begin);
     block.launch->thread();
     unsigned i = index_of(me), warp = i / WARP;
     me->where = Where::Returned;
@@ -171,7 +176,7 @@ void give_up(const char *format, ...) {
   report(where() + ": " + text);
   block.stuck = true;
   self()->where = Where::Running; /* its fiber is left in the middle */
-  CUDA_HOST_RELEASE(&block.end);
+  CUDA_HOST_RELEASE(&order->end);
   fiber_switch(&self()->fiber, &scheduler);
 }
 
@@ -220,7 +225,7 @@ static void prepare_threads(const Launch &l) {
   static Fiber *fibers[MAX_THREADS];
   block.n = l.threads.x * l.threads.y * l.threads.z;
   for (unsigned i = 0; i < MAX_THREADS; i++) fibers[i] = &threads[i].fiber;
-  fibers_prepare(fibers, block.n, thread_main);
+  fibers_prepare(set, fibers, block.n, thread_main);
   memset(block.live, 0, sizeof block.live);
   memset(block.together, 0, sizeof block.together);
   memset(block.ready, 0, sizeof block.ready);
@@ -238,17 +243,18 @@ static void prepare_threads(const Launch &l) {
 
 static void run_block() {
   const Launch &l = *block.launch;
+  CUDA_HOST_ACQUIRE(&grid_begin);
+  CUDA_HOST_ACQUIRE(&order->end); /* of the last block in this set, whose memory this one takes over */
   prepare_threads(l);
   scheduler = Fiber();
   fiber_adopt(&scheduler);
-  slk_cuda_host_now.dynamic_shared = shared_begin(l.shared);
-  CUDA_HOST_RELEASE(&block.begin);
+  slk_cuda_host_now.dynamic_shared = shared_begin(set, l.shared);
+  CUDA_HOST_RELEASE(&order->begin);
   block.stuck = false;
   running = true;
   slk_cuda_host_self = &threads[pick_thread(0)];
   fiber_switch(&scheduler, &self()->fiber);
   running = false;
-  CUDA_HOST_ACQUIRE(&block.end);
   unsigned returned = 0;
   for (unsigned i = 0; i < block.n; i++) {
     threads[i].fresh = threads[i].where != Where::Returned;
@@ -259,12 +265,9 @@ static void run_block() {
     report_stuck();
   }
   for (unsigned i = 0; i < block.n; i++) cp_async_forget(i);
-  shared_end(l);
-}
-
-static void *run_block_thread(void *) {
-  run_block();
-  return nullptr;
+  CUDA_HOST_ACQUIRE(&order->end);
+  shared_end(set, l);
+  CUDA_HOST_RELEASE(&order->end); /* reports made here are read by the host */
 }
 
 bool run_grid(const Launch &l) {
@@ -274,18 +277,16 @@ bool run_grid(const Launch &l) {
   slk_cuda_host_now.threads = l.threads;
   slk_cuda_host_now.blocks = l.blocks;
   slk_cuda_host_now.yield_at_atomics = schedule->kind == CUDA_HOST_RANDOM;
+  CUDA_HOST_RELEASE(&grid_begin);
   for (uint32_t b : schedule->order(l.blocks.x * l.blocks.y * l.blocks.z)) {
     slk_cuda_host_now.block = make_uint3(b % l.blocks.x, b / l.blocks.x % l.blocks.y, b / (l.blocks.x * l.blocks.y));
-#ifdef CUDA_HOST_TSAN
-    /* A system thread of its own: with it, static shared memory is this block's alone. */
-    pthread_t thread;
-    if (pthread_create(&thread, nullptr, run_block_thread, nullptr)) abort();
-    pthread_join(thread, nullptr);
-#else
-    run_block_thread(nullptr);
-#endif
+    threads = thread_sets[set];
+    order = &orders[set];
+    run_in_set(set, run_block);
+    set = (set + 1) % SETS;
     if (block.stuck || s.sticky != cudaSuccess) break;
   }
+  for (Order &o : orders) CUDA_HOST_ACQUIRE(&o.end);
   check_guards(l.name);
   return s.sticky == cudaSuccess;
 }
@@ -331,21 +332,21 @@ slk_cuda_host_thread *slk_cuda_host_self;
 slk_cuda_host_block slk_cuda_host_now;
 
 void slk_cuda_host_collective(const char *what, unsigned mask, slk_cuda_host_lane lane, slk_cuda_host_combine combine,
-                              bool orders, slk_cuda_host_site site) {
+                              bool ordering, slk_cuda_host_site site) {
   Thread *me = self();
   unsigned i = index_of(me), warp = i / WARP;
   if (!(mask >> (i % WARP) & 1u)) {
     give_up("%s at %s:%d: the mask 0x%08x lacks the calling lane %u", what, site.file, site.line, mask, i % WARP);
   }
   me->what = what, me->mask = mask, me->lane = lane, me->combine = combine;
-  me->site = site, me->orders = orders;
+  me->site = site, me->orders = ordering;
   me->where = Where::Collective;
   clear_ready(i);
   block.together[warp] |= 1u << (i % WARP);
-  if (orders) CUDA_HOST_RELEASE(&me->order_in);
+  if (ordering) CUDA_HOST_RELEASE(&me->order_in);
   complete(warp, i % WARP);
   go_on();
-  if (orders) CUDA_HOST_ACQUIRE(&me->order_out);
+  if (ordering) CUDA_HOST_ACQUIRE(&me->order_out);
 }
 
 int slk_cuda_host_barrier(slk_cuda_host_vote vote, int predicate, slk_cuda_host_site site) {
@@ -355,7 +356,7 @@ int slk_cuda_host_barrier(slk_cuda_host_vote vote, int predicate, slk_cuda_host_
   me->where = Where::Barrier;
   clear_ready(index_of(me));
   uint64_t round = block.rounds;
-  CUDA_HOST_RELEASE(&block.order[round & 1]);
+  CUDA_HOST_RELEASE(&order->round[round & 1]);
   if (++block.waiting == block.n) {
     int count = 0;
     bool same = true;
@@ -372,7 +373,7 @@ int slk_cuda_host_barrier(slk_cuda_host_vote vote, int predicate, slk_cuda_host_
     }
   }
   go_on();
-  CUDA_HOST_ACQUIRE(&block.order[round & 1]);
+  CUDA_HOST_ACQUIRE(&order->round[round & 1]);
   return block.vote;
 }
 

@@ -1,6 +1,11 @@
 /* Stacks and the switch between them: by hand on x86-64, ucontext elsewhere. The sanitizers are told. */
+#include <linux/futex.h>
+#include <pthread.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
 
 #include "layer.h"
@@ -91,46 +96,76 @@ void fiber_restart(Fiber *f, void (*entry)()) {
 #ifdef CUDA_HOST_ASAN
   __asan_unpoison_memory_region(f->stack, f->stack_bytes);
 #endif
+#ifdef CUDA_HOST_TSAN
+  if (f->tsan) __tsan_destroy_fiber(f->tsan);
+  f->tsan = __tsan_create_fiber(0);
+#endif
   f->fake_stack = nullptr;
   first_frame(f, entry);
 }
 
-void fibers_prepare(Fiber **fibers, unsigned n, void (*entry)()) {
-  static char *stacks;
-  static unsigned have;
-#ifdef CUDA_HOST_TSAN
-  /* Every block gets fresh TSan fibers on fresh memory: what an earlier block's thread did on this stack, or under
-   * this fiber's name, must not count as ordered before, or races between blocks would not show. */
-  static size_t mapped;
-  for (unsigned i = 0; i < have; i++) __tsan_destroy_fiber(fibers[i]->tsan);
-  if (stacks) munmap(stacks, mapped);
-  stacks = nullptr;
-  have = 0;
-  mapped = n * (STACK_BYTES + GUARD_BYTES);
-  unsigned room = n;
-#else
-  unsigned room = MAX_THREADS;
-#endif
-  if (!stacks) {
-    void *p = mmap(nullptr, room * (STACK_BYTES + GUARD_BYTES), PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+void fibers_prepare(int set, Fiber **fibers, unsigned n, void (*entry)()) {
+  static char *stacks[SETS];
+  static unsigned have[SETS];
+  const size_t each = STACK_BYTES + GUARD_BYTES;
+  if (!stacks[set]) {
+    void *p = mmap(nullptr, MAX_THREADS * each, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
     if (p == MAP_FAILED) {
-      fprintf(stderr, "cuda_host: no address space for %u stacks\n", room);
+      fprintf(stderr, "cuda_host: no address space for %d stacks\n", +MAX_THREADS);
       abort();
     }
-    stacks = static_cast<char *>(p);
+    stacks[set] = static_cast<char *>(p);
   }
-  for (; have < n; have++) {
-    char *base = stacks + have * (STACK_BYTES + GUARD_BYTES);
-#ifdef CUDA_HOST_TSAN
-    fibers[have]->tsan = __tsan_create_fiber(0);
-#else
+  for (; have[set] < n; have[set]++) {
+    Fiber *f = fibers[have[set]];
+    char *base = stacks[set] + have[set] * each;
     mprotect(base, GUARD_BYTES, PROT_NONE); /* the stack grows down into it */
-#endif
-    fibers[have]->stack = base + GUARD_BYTES;
-    fibers[have]->stack_bytes = STACK_BYTES;
-    fiber_restart(fibers[have], entry);
+    f->stack = base + GUARD_BYTES;
+    f->stack_bytes = STACK_BYTES;
+    fiber_restart(f, entry);
   }
 }
+
+#ifdef CUDA_HOST_TSAN
+/* One system thread per set of fibers. Work is handed over by plain atomics and futex calls in code that TSan does not
+ * see: mutexes or joins would order blocks of different sets, and hide their races. */
+static std::atomic<int> jobs[SETS];
+static void (*job)();
+
+static void futex(std::atomic<int> *at, int op, int value) {
+  syscall(SYS_futex, reinterpret_cast<int *>(at), op, value, nullptr, nullptr, 0);
+}
+
+static void wait_until(std::atomic<int> *at, int value) {
+  for (int seen; (seen = at->load()) != value;) futex(at, FUTEX_WAIT_PRIVATE, seen);
+}
+
+static void *work(void *at) {
+  std::atomic<int> *mine = static_cast<std::atomic<int> *>(at);
+  for (;;) {
+    wait_until(mine, 1);
+    job();
+    mine->store(0);
+    futex(mine, FUTEX_WAKE_PRIVATE, 1);
+  }
+}
+
+void run_in_set(int set, void (*run)()) {
+  static bool started[SETS];
+  if (!started[set]) {
+    pthread_t thread;
+    if (pthread_create(&thread, nullptr, work, &jobs[set])) abort();
+    pthread_detach(thread);
+    started[set] = true;
+  }
+  job = run;
+  jobs[set].store(1);
+  futex(&jobs[set], FUTEX_WAKE_PRIVATE, 1);
+  wait_until(&jobs[set], 0);
+}
+#else
+void run_in_set(int, void (*run)()) { run(); }
+#endif
 
 }  // namespace cuda_host

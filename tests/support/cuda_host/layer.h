@@ -48,8 +48,18 @@ struct Fiber {
   void *fake_stack = nullptr; /* ASan's */
   void *tsan = nullptr;
 };
-/* Stacks for n fibers that start in `entry`; kept and grown. Fibers that were left in the middle start anew. */
-void fibers_prepare(Fiber **fibers, unsigned n, void (*entry)());
+/* Under TSan, blocks take turns on two sets of fibers, each with a system thread of its own (its thread_local variables
+ * are the static shared memory). Nothing orders the sets within a grid, so races between blocks show. */
+#ifdef CUDA_HOST_TSAN
+enum { SETS = 2 };
+#else
+enum { SETS = 1 };
+#endif
+/* Runs it on the set's system thread, and waits. */
+void run_in_set(int set, void (*run)());
+/* Stacks for a set's first n fibers, which start in `entry`; kept for the blocks that follow. */
+void fibers_prepare(int set, Fiber **fibers, unsigned n, void (*entry)());
+/* For one that was left in the middle. */
 void fiber_restart(Fiber *fiber, void (*entry)());
 /* The running stack becomes *from; goes on with *to. */
 void fiber_switch(Fiber *from, Fiber *to);
@@ -94,8 +104,9 @@ cudaError_t device_free(void *p);
 bool find_device(const void *p, size_t *room, int *device);
 bool find_pinned(const void *p);
 void check_guards(const char *after); /* reports a buffer whose surroundings were written */
-void *shared_begin(size_t bytes);     /* dynamic shared memory of a block, poisoned; static shared memory too */
-void shared_end(const Launch &launch);
+/* Dynamic shared memory of a block, poisoned; static shared memory too. */
+void *shared_begin(int set, size_t bytes);
+void shared_end(int set, const Launch &launch);
 void memory_reset();
 
 /* -- stream.cpp -- */

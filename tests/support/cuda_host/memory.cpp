@@ -171,27 +171,26 @@ static void fill(char *p, int byte, size_t n) {
 #endif
 }
 
-static char *shared_raw;
-static size_t shared_bytes;
+static struct Dynamic { /* 16 bytes of guard, the memory, more guard */
+  char *raw;
+  size_t bytes;
+} dynamic[SETS];
 
-static void shared_free() {
+static void dynamic_free(Dynamic *d) {
 #ifdef CUDA_HOST_ASAN
-  if (shared_raw) __asan_unpoison_memory_region(shared_raw, 16);
+  if (d->raw) __asan_unpoison_memory_region(d->raw, 16);
 #endif
-  free(shared_raw);
-  shared_raw = nullptr;
-  shared_bytes = 0;
+  free(d->raw);
+  *d = {nullptr, 0};
 }
 
 /* Aligned to 16 bytes and no more, as kernels may rely on. */
-static void *shared_dynamic(size_t bytes) {
+static void *dynamic_get(Dynamic *d, size_t bytes) {
   static void *nothing; /* what a kernel without dynamic shared memory gets: touching it traps */
   if (!nothing) nothing = mmap(nullptr, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (bytes == 0) return nothing;
-#ifndef CUDA_HOST_TSAN /* there a fresh block of memory has no past */
-  if (bytes == shared_bytes) return shared_raw + 16;
-#endif
-  shared_free();
+  if (bytes == d->bytes) return d->raw + 16;
+  dynamic_free(d);
   void *raw;
 #ifdef CUDA_HOST_ASAN
   size_t after = 0;
@@ -199,16 +198,15 @@ static void *shared_dynamic(size_t bytes) {
   size_t after = GUARD;
 #endif
   if (posix_memalign(&raw, 1024, 16 + bytes + after)) abort();
-  shared_raw = static_cast<char *>(raw);
-  shared_bytes = bytes;
-  memset(shared_raw, GUARD_BYTE, 16 + bytes + after);
+  *d = {static_cast<char *>(raw), bytes};
+  memset(raw, GUARD_BYTE, 16 + bytes + after);
 #ifdef CUDA_HOST_ASAN
-  __asan_poison_memory_region(shared_raw, 16);
+  __asan_poison_memory_region(raw, 16);
 #endif
-  return shared_raw + 16;
+  return d->raw + 16;
 }
 
-void *shared_begin(size_t bytes) {
+void *shared_begin(int set, size_t bytes) {
   static std::vector<Range> ranges;
   static bool found;
   if (!found) {
@@ -219,26 +217,26 @@ void *shared_begin(size_t bytes) {
   }
   int byte = state().schedule.poison();
   for (const Range &r : ranges) fill(r.p, byte, r.n);
-  void *p = shared_dynamic(bytes);
+  void *p = dynamic_get(&dynamic[set], bytes);
   if (bytes) memset(p, byte, bytes);
   return p;
 }
 
-void shared_end(const Launch &l) {
+void shared_end(int set, const Launch &l) {
 #ifdef CUDA_HOST_ASAN
-  (void)l;
+  (void)set, (void)l;
 #else
   if (!l.shared) return;
+  const volatile unsigned char *raw = reinterpret_cast<unsigned char *>(dynamic[set].raw);
   bool low = false, high = false;
-  for (int i = 0; i < 16; i++) low |= static_cast<unsigned char>(shared_raw[i]) != GUARD_BYTE;
-  for (int i = 0; i < GUARD; i++)
-    high |= static_cast<unsigned char>(shared_raw[16 + l.shared + static_cast<size_t>(i)]) != GUARD_BYTE;
+  for (int i = 0; i < 16; i++) low |= raw[i] != GUARD_BYTE;
+  for (size_t i = 0; i < GUARD; i++) high |= raw[16 + l.shared + i] != GUARD_BYTE;
   if (!low && !high) return;
   char text[300];
   const uint3 &b = slk_cuda_host_now.block;
   snprintf(text, sizeof text, "kernel %s, block (%u, %u, %u) wrote %s its %zu bytes of dynamic shared memory", l.name,
            b.x, b.y, b.z, low ? "below" : "beyond", l.shared);
-  shared_free();
+  dynamic_free(&dynamic[set]);
   report(text);
 #endif
 }
@@ -246,7 +244,7 @@ void shared_end(const Launch &l) {
 void memory_reset() {
   for (auto &i : buffers) free(i.second.raw);
   buffers.clear();
-  shared_free();
+  for (Dynamic &d : dynamic) dynamic_free(&d);
   state().stats.bytes = 0;
   state().stats.buffers = 0;
 }

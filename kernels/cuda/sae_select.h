@@ -150,7 +150,8 @@ static __device__ void select_shrink(select_state *s, int k, int limit, float *v
   __syncthreads(); /* the entries are there */
   for (int i = static_cast<int>(threadIdx.x); i < s->count; i += SELECT_THREADS) top = fmaxf(top, s->values[i]);
   top = select_top(top, shared);
-  int above = s->count, low = __float_as_int(s->threshold), high = __float_as_int(top);
+  /* Ties kept by an earlier call equal the threshold: the search starts below it. */
+  int above = s->count, low = s->threshold > 0 ? __float_as_int(s->threshold) - 1 : 0, high = __float_as_int(top);
   for (int round = 0; above > limit && high - low > 1; round++) {
     int middle = low + (high - low) / 2;
     if (round < 8) { /* near-linear at first: halving bits from zero would walk through the exponents */

@@ -327,15 +327,15 @@ static __global__ void __launch_bounds__(THREADS) unit_kernel(sl_sae_unit_rows_a
   const float *x = a.x + blockIdx.x * a.d;
   float *y = a.y + blockIdx.x * a.d;
   double squares = 0;
-  for (int64_t j = threadIdx.x; j < a.d; j += THREADS) squares += static_cast<double>(x[j]) * static_cast<double>(x[j]);
+  for (int64_t j = threadIdx.x; j < a.d; j += blockDim.x) squares += static_cast<double>(x[j]) * static_cast<double>(x[j]);
   squares = slk_block_sum(squares, scratch);
   float factor = 1 / (static_cast<float>(sqrt(squares)) + 1.19209290e-7f);
-  for (int64_t j = threadIdx.x; j < a.d; j += THREADS) y[j] = x[j] * factor;
+  for (int64_t j = threadIdx.x; j < a.d; j += blockDim.x) y[j] = x[j] * factor;
 }
 
 sl_status slk_cuda_sae_unit_rows(sl_device *device, const sl_sae_unit_rows_args *args) {
   slk_cuda_enter(device);
   if (args->m == 0) return SL_OK;
-  LAUNCH((unit_kernel), static_cast<unsigned>(args->m), THREADS, 0, slk_cuda_stream(device), *args);
+  LAUNCH((unit_kernel), static_cast<unsigned>(args->m), sae_threads(args->d, THREADS), 0, slk_cuda_stream(device), *args);
   return slk_cuda_launched(device, "sae_unit_rows");
 }

@@ -20,7 +20,7 @@
 
 #include "numbers.h"
 
-enum { PAIR_CPU, PAIR_CUDA, PAIR_GUARD = 256, PAIR_BLOCKS = 64 };
+enum { PAIR_CPU, PAIR_CUDA, PAIR_GUARD = 256, PAIR_BLOCKS = 256 };
 
 typedef struct {
   void *at[2];         /* device pointers: what kernels get; AT */

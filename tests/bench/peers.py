@@ -1,259 +1,310 @@
 #!/usr/bin/env python3
-"""One TopK training step by the real packages and by saelua, beside the bare encode product of the same process.
+"""saelua against the real packages: a training step, a model's forward pass, and the two together.
 
-    python3 tests/bench/peers.py [--k 32 192] [--threads 2] [--repeats 3] [--only NAME...] [--json FILE]
+    python3 tests/bench/peers.py [--device cpu|cuda] [--k 32 192] [--threads 2] [--repeats 3] [--quick] [--json FILE]
+                                 [--parts step model job] [--only PACKAGE...] [--settings all]
 
-Shape: 4096 tokens, d 768, 24,576 latents (--tokens, --d, --latents), float32. Every package runs in a process of its
-own on the same input, with its own training code:
-  sparsify             SparseCoder and torch's Adam, in the order of its Trainer: unit decoder rows, forward, backward,
-                       projection, Adam, what fired
-  sae_lens             SAETrainer._train_step with a TopKTrainingSAE (global clip, Adam, what fired)
-  dictionary_learning  TopKTrainer.update with AutoEncoderTopK (projection, global clip, Adam, unit rows)
-  saelua               sae:loss, backward, optim:step of recipes/topk_bert.lua with clip_norm 1; also with a bf16 product
-No latent is dead, so no package spends time on AuxK. Times are minima over --repeats after two warm-up steps, and
-alternate with the product x W_enc' into a [tokens, latents] matrix that is there already (torch: MKL; saelua: oneDNN).
-`ratio` is over the product of the same process; `/saelua` over the fastest of saelua's products, one unit for all.
-`peak` is the peak memory before the first product in times (weights + Adam moments); `import s` is the imports' wall time.
-On a busy machine, --threads 1 --clock cpu takes CPU seconds of the process instead.
+The step is one of a TopK dictionary at (4096 tokens, d 768, 24,576 latents; on a GPU 8192 tokens); what each package runs
+is said in peer_worker.py, which measures it in a process of its own. saelua is measured by sae_step_bench and
+model_bench, which run what a recipe runs. Both get the same input, the same threads and the same mathematics: float32
+results on the CPU (saelua may take them from a bf16 first pass where it has one; they are the same numbers), bf16
+products on a GPU. No latent is dead, so no package spends time on AuxK.
 
-Needs torch, sae-lens, eai-sparsify, dictionary-learning. Run with torch 2.15.0, sae_lens 6.54.12, eai-sparsify 1.3.3,
-dictionary_learning 0.1.0.
+A package and saelua take turns, step by step, while both are loaded; the ratio is that of the least times of that
+stretch, so a machine that gets busy slows both. speedup_<package>_k<k> is against the fastest float32 setting of
+the package on the CPU, and its fastest setting of all on a GPU; autocast on the CPU is reported beside it, against
+saelua with a bf16 product. Memory is the process's peak over (weights + Adam moments) in float32.
+
+Needs the packages of requirements.txt (those that are missing are named and left out) and the programs built by
+`./dev bench` or, on a machine without LuaJIT, `./dev gpu-check` ($SAELUA_BENCH_DIR says where).
 """
 import argparse
+import glob
+import importlib.metadata
+import importlib.util
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 
-os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
-
-import saelua_program as saelua
-
-SAELUA = """
-local sl, host = require "saelua", require "saelua.host"
-local input, d_sae, k, repeats = arg[1], tonumber(arg[2]), tonumber(arg[3]), tonumber(arg[4])
-local dtype, clock, product = arg[5], arg[6] == "cpu" and os.clock or host.now, arg[7]
-local x = assert(sl.load_tensors(input)).x
-local sae = sl.sae.topk { d_in = x:size(2), d_sae = d_sae, k = k, seed = 1 }
-local optim = sl.sae_optim(sae, { clip_norm = 1 })
-sae:init_b_dec("mean", x)
-local function step()
-  local loss = sae:loss(x, { kind = "mse", dtype = dtype })
-  loss:backward(1)
-  optim:step(1e-4)
-  loss:free()
-end
-local function timed(fn)
-  local start = clock()
-  sl.scope(fn)
-  return clock() - start
-end
-local step_s, product_s = 1 / 0, 1 / 0
-for i = 1, repeats + 2 do
-  local s = timed(step)
-  if i > 2 then step_s = math.min(step_s, s) end
-end
-if product == "product" then
-  local W = sae:parameter("W_enc"):transpose()
-  sl.scope(function() sl.matmul(x, W) end)
-  for i = 1, repeats do
-    product_s = math.min(product_s, timed(function() sl.matmul(x, W) end))
-    step_s = math.min(step_s, timed(step))
-  end
-end
-print(sl.json.encode { step_s = step_s, product_s = product_s < 1 / 0 and product_s or nil })
-"""
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+PACKAGES = {"sparsify": "eai-sparsify", "sae_lens": "sae-lens", "dictionary_learning": "dictionary-learning"}
+# Settings on each kind of device: those that helped or are asked about. sparsify's forward is autocast on any GPU.
+SETTINGS = {"cpu": {"sparsify": ["eager", "bf16"], "sae_lens": ["eager", "compile", "bf16"],
+                    "dictionary_learning": ["eager", "bf16"]},
+            "cuda": {"sparsify": ["eager", "compile"], "sae_lens": ["bf16", "bf16_compile"],
+                     "dictionary_learning": ["bf16", "bf16_compile"]}}
+ALL_SETTINGS = ["eager", "compile", "bf16", "bf16_compile"]
 
 
-def make_input(tokens, d):
-    """Mixtures of a few of 256 directions, and noise: all latents take part, none is dead."""
-    import torch
-    g = torch.Generator().manual_seed(0)
-    directions = torch.randn(256, d, generator=g) / d**0.5
-    weights = torch.zeros(tokens, 256)
-    chosen = torch.randint(256, (tokens, 12), generator=g)
-    weights.scatter_(1, chosen, 12 * (2 * torch.rand(tokens, 12, generator=g) - 1))
-    return weights @ directions + 0.3 * torch.randn(tokens, d, generator=g)
+class Server:
+    """A measuring process: ready after its first line, then one answer for each line."""
+
+    def __init__(self, command, o, ready=True):
+        self.log = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen([str(c) for c in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=self.log, text=True, env={**os.environ, "OMP_NUM_THREADS": str(o.threads)})
+        self.facts = json.loads(self.line()) if ready else {}
+
+    def line(self):
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.wait()
+            self.log.seek(0)
+            words = [w for w in self.log.read().splitlines() if w.strip()]
+            raise RuntimeError(f"status {self.process.returncode}: {words[-1][:200] if words else 'no message'}")
+        return line
+
+    def ask(self, word):
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.line())
+
+    def close(self):
+        self.process.stdin.close()
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
 
 
-# Each makes a step(x) function and says where its encoder is, [latents, d] -------------------------------------------
-
-def sparsify_step(o, k, x):
-    import torch
-    from sparsify import SparseCoder, SparseCoderConfig
-    sae = SparseCoder(o.d, SparseCoderConfig(k=k, num_latents=o.latents))
-    sae.b_dec.data = x.mean(0)
-    adam = torch.optim.Adam(sae.parameters(), lr=1e-4)
-    fired = torch.zeros(o.latents, dtype=torch.bool)
-    silent = torch.zeros(o.latents, dtype=torch.long)
-
-    def step():
-        nonlocal silent
-        sae.set_decoder_norm_to_unit_norm()
-        out = sae(x, dead_mask=None, total_variance=(x - x.mean(0)).pow(2).sum())
-        fired[out.latent_indices.flatten()] = True
-        out.fvu.backward()
-        sae.remove_gradient_parallel_to_decoder_directions()
-        adam.step()
-        adam.zero_grad()
-        silent += len(x)
-        silent[fired] = 0
-        fired.zero_()
-    return step, lambda: sae.encoder.weight
+def bench_dir():
+    for folder in [os.environ.get("SAELUA_BENCH_DIR"), *(f"{ROOT}/build/{b}" for b in ("release", "gpu-check"))]:
+        if folder and os.path.exists(f"{folder}/sae_step_bench"):
+            return folder
+    found = sorted(glob.glob(f"{ROOT}/build/*/sae_step_bench"), key=os.path.getmtime)
+    if not found:
+        raise SystemExit("no sae_step_bench: run ./dev bench, ./dev gpu-check, or set SAELUA_BENCH_DIR")
+    return os.path.dirname(found[-1])
 
 
-def sae_lens_step(o, k, x):
-    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.config import SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=o.d, d_sae=o.latents, k=k))
-    config = SAETrainerConfig(total_training_samples=o.tokens * 10**6, train_batch_size_samples=o.tokens, lr=1e-4,
-                              lr_end=1e-5)
-    trainer = SAETrainer(config, sae, iter([]))
-    return lambda: trainer._train_step(sae, x), lambda: sae.W_enc.T
+def has_screening(o):
+    """Does saelua get float32's result from a bf16 first pass here? A tiny step tells."""
+    command = [f"{o.programs}/sae_step_bench", "--dtype", "screened", "--tokens", "64", "--d", "64", "--latents", "512",
+               "--k", "8", "--repeats", "1", "--no-product"]
+    return o.device == "cpu" and subprocess.run(command, capture_output=True).returncode == 0
 
 
-def dictionary_learning_step(o, k, x):
-    from dictionary_learning.trainers.top_k import TopKTrainer
-    trainer = TopKTrainer(steps=10**6, activation_dim=o.d, dict_size=o.latents, k=k, layer=0, lm_name="none", lr=1e-4,
-                          warmup_steps=0, device="cpu", seed=0)
-    count = iter(range(10**6))
-    return lambda: trainer.update(next(count), x), lambda: trainer.ae.encoder.weight
+def host_facts(o):
+    with open("/proc/cpuinfo") as file:
+        name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown")
+    device = ""
+    if o.device != "cpu":
+        import torch
+        device = f"{torch.cuda.get_device_name()}; "
+    return f"{device}{name}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
 
 
-STEPS = {"sparsify": sparsify_step, "sae_lens": sae_lens_step, "dictionary_learning": dictionary_learning_step}
+def versions():
+    found = {}
+    for name in ("torch", "transformers", "triton", *PACKAGES.values()):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
 
 
-def rss():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# -- The processes ----------------------------------------------------------------------------------------------------
+
+def worker(o, what, package, setting, k=32):
+    shape = {"tokens": o.tokens, "d": o.d, "latents": o.latents, "k": k, "threads": o.threads, "batch": o.batch,
+             "length": o.length, "mlp": o.mlp, "layers": o.layers if what == "model" else o.job_layers}
+    command = [sys.executable, f"{HERE}/peer_worker.py", "--what", what, "--package", package, "--setting", setting,
+               "--device", o.device, *[word for key, value in shape.items() for word in (f"--{key}", value)]]
+    if what == "step":
+        command += ["--input", o.input]
+    return Server(command, o)
 
 
-def stage_package(o):
-    """In a process of its own: measures one package at one k and prints the figures as JSON."""
-    from safetensors.torch import load_file
-    started = time.time()
-    if o.stage == "sparsify":
-        import sparsify  # noqa: F401
-    elif o.stage == "sae_lens":
-        import sae_lens  # noqa: F401
-    else:
-        import dictionary_learning  # noqa: F401
-    import torch
-    import_s = time.time() - started
-    torch.set_num_threads(o.threads)
-    x = load_file(o.input)["x"]
-    base, clock = rss(), time.process_time if o.clock == "cpu" else time.perf_counter
-    step, encoder = STEPS[o.stage](o, o.k[0], x)
-
-    def timed(fn):
-        start = clock()
-        fn()
-        return clock() - start
-
-    def product():
-        with torch.no_grad():
-            torch.mm(x, encoder().T, out=matrix)
-
-    for _ in range(2):
-        step()
-    peak = rss()
-    steps, products = [], []
-    matrix = torch.zeros(o.tokens, o.latents)
-    for _ in range(o.repeats):
-        products.append(timed(product))
-        steps.append(timed(step))
-    print(json.dumps({"step_s": min(steps), "product_s": min(products), "peak_bytes": peak, "base_bytes": base,
-                      "import_s": import_s}))
+def own_step(o, k, dtype):
+    return Server([f"{o.programs}/sae_step_bench", "--serve", "--device", o.device, "--tokens", o.tokens, "--d", o.d,
+                   "--latents", o.latents, "--k", k, "--dtype", dtype, "--input", o.input], o, ready=False)
 
 
-# malloc keeps what is freed: the product's matrix is then written to memory that is there already, as torch.mm(out=) does.
-WARM = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+def own_model(o, dtype, sae_dtype, k, layers):
+    return Server([f"{o.programs}/model_bench", "--serve", "--device", o.device, "--dtype", dtype, "--sae-dtype",
+                   sae_dtype, "--layers", layers, "--d", o.d, "--mlp", o.mlp, "--batch", o.batch, "--length", o.length,
+                   "--latents", o.latents, "--k", k], o, ready=False)
 
 
-def child(command, o, env=None):
-    """The JSON that a process prints last."""
-    process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": str(o.threads), **(env or {})})
-    out, err = process.communicate()
-    if process.returncode != 0:
-        raise SystemExit(f"{' '.join(map(str, command[:3]))}: status {process.returncode}\n{err}")
-    return json.loads(out.strip().splitlines()[-1])
+def take_turns(o, own, word, peer):
+    """Least seconds of both, step by step in turns, and how often."""
+    mine, theirs, began = [], [], time.time()
+    while len(theirs) < o.repeats and (len(theirs) < 2 or time.time() - began < o.patience):
+        mine.append(own.ask(word))
+        theirs.append(peer.ask("step"))
+        mine.append(own.ask(word))
+    return min(mine), min(theirs), len(theirs)
 
 
-def run_saelua(o, k, dtype):
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(SAELUA)
-        script.flush()
-        command = [saelua.program(), script.name, o.input, o.latents, k, o.repeats, dtype, o.clock]
-        result = child([*command, "product"], o, WARM)
-        # The product's own result would hide the step's peak: that is taken in a process without it.
-        peak = child([sys.executable, os.path.abspath(__file__), "--stage", "peak", "--", *command, "without"], o)
-        return {**result, **peak}
+def compare(o, results, label, own, word, start):
+    """Starts a peer, measures it against `own`, and notes the outcome; a peer that fails is noted, no more."""
+    print(f"measuring {label['part']}, {label['package']} {label['setting']}" +
+          (f", k {label['k']}" if "k" in label else ""), file=sys.stderr, flush=True)
+    try:
+        peer = start()
+        try:
+            mine, theirs, rounds = take_turns(o, own, word, peer)
+            row = {**label, "seconds": theirs, "own_seconds": mine, "speedup": theirs / mine, "rounds": rounds,
+                   "peak_bytes": peer.ask("facts")["peak_bytes"], "import_s": peer.facts["import_s"]}
+            row["peak"] = row["peak_bytes"] / o.needed
+        finally:
+            peer.close()
+    except (RuntimeError, OSError) as error:
+        row = {**label, "error": str(error)}
+    results.append(row)
 
 
-def stage_peak(command):
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-    print(json.dumps({"peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024}))
+# -- The parts --------------------------------------------------------------------------------------------------------
+
+def settings_of(o, package, k):
+    known = SETTINGS["cpu" if o.device == "cpu" else "cuda"][package]
+    if o.settings == "all":
+        return ALL_SETTINGS + (["sparse"] if package == "sae_lens" else [])
+    # On the CPU the settings beside the plain one are measured once.
+    return known if k == o.k[0] or o.device != "cpu" else known[:1]
+
+
+def own_dtype(o, setting):
+    if o.device != "cpu":
+        return "bf16"
+    return "bf16" if setting.startswith("bf16") else o.exact
+
+
+def measure_steps(o, results):
+    for k in o.k:
+        servers = {}
+        for package in o.packages:
+            for setting in settings_of(o, package, k):
+                dtype = own_dtype(o, setting)
+                if dtype not in servers:
+                    servers[dtype] = own_step(o, k, dtype)
+                    facts = servers[dtype].ask("facts")
+                    results.append({"part": "step", "package": "saelua", "setting": dtype, "k": k,
+                                    "peak": facts["peak"], "peak_bytes": facts["peak_mib"] * 2**20, "loss": facts["loss"]})
+                label = {"part": "step", "package": package, "setting": setting, "k": k, "own": dtype}
+                compare(o, results, label, servers[dtype], "step", lambda: worker(o, "step", package, setting, k))
+        for server in servers.values():
+            server.close()
+
+
+def measure_model(o, results):
+    for setting in (["eager", "compile", "bf16"] if o.device == "cpu" else ["bf16", "bf16_compile"]):
+        dtype = "bf16" if setting.startswith("bf16") else "f32"
+        own = own_model(o, dtype, "f32", o.k[0], o.layers)
+        label = {"part": "model", "package": "transformers", "setting": setting, "own": dtype}
+        compare(o, results, label, own, "forward", lambda: worker(o, "model", "transformers", setting))
+        own.close()
+
+
+def measure_jobs(o, results):
+    setting, model = ("eager", "f32") if o.device == "cpu" else ("bf16", "bf16")
+    for package in o.packages:
+        own = own_model(o, model, own_dtype(o, setting), o.k[0], o.job_layers)
+        label = {"part": "job", "package": package, "setting": setting, "k": o.k[0], "own": own_dtype(o, setting)}
+        compare(o, results, label, own, "job", lambda: worker(o, "job", package, setting, o.k[0]))
+        own.close()
+
+
+def ratios_of(o, results):
+    """The keys that ./dev bench adds to its own; see docs/benchmarks."""
+    ratios = {}
+
+    def least(key, value):
+        ratios[key] = min(value, ratios.get(key, value))
+
+    for r in results:
+        if "speedup" not in r:
+            continue
+        lower = o.device == "cpu" and r["setting"].startswith("bf16")
+        tail = "_bf16" if lower else ""
+        if r["part"] == "step":
+            least(f"speedup_{r['package']}_k{r['k']}{tail}", r["speedup"])
+            if not lower:
+                least(f"peak_{r['package']}_k{r['k']}", r["peak"])
+        elif r["part"] == "model":
+            least(f"model_forward_vs_transformers{tail}", r["speedup"])
+        else:
+            least(f"whole_job_speedup_{r['package']}", r["speedup"])
+    for package in PACKAGES:
+        if f"peak_{package}_k{o.k[0]}" in ratios:
+            ratios[f"peak_{package}"] = ratios[f"peak_{package}_k{o.k[0]}"]
+    return ratios
+
+
+def report(o, facts, found, results, ratios):
+    print(f"{facts}; {o.device}, {o.threads} threads; step ({o.tokens}, {o.d}, {o.latents}), weights + Adam "
+          f"{o.needed >> 20} MiB; model {o.layers} layers, {o.batch} x {o.length} tokens; job {o.job_layers} layers")
+    print("  " + ", ".join(f"{name} {version}" for name, version in found.items() if version))
+    for name in o.missing:
+        print(f"  {name}: not installed here, left out (tests/bench/requirements.txt)")
+    print(f"{'part':6} {'package':20} {'setting':13} {'k':>4} {'ms':>10} {'saelua ms':>10} {'as':>9} {'speed-up':>9} "
+          f"{'memory':>7} import s")
+    for r in results:
+        head = f"{r['part']:6} {r['package']:20} {r['setting']:13} {r.get('k', ''):>4}"
+        if "error" in r:
+            print(f"{head} failed: {r['error']}")
+        elif "speedup" in r:
+            print(f"{head} {1e3 * r['seconds']:10.2f} {1e3 * r['own_seconds']:10.2f} {r['own']:>9} {r['speedup']:9.2f} "
+                  f"{r['peak']:7.2f} {r['import_s']:8.1f}")
+        else:
+            print(f"{head} {'':10} {'':10} {'':9} {'':9} {r['peak']:7.2f}")
+    for key, value in ratios.items():
+        print(f"  {key:40} {value:7.2f}")
 
 
 def parse():
-    p = argparse.ArgumentParser()
-    for name, value in {"tokens": 4096, "d": 768, "latents": 24576, "threads": 2, "repeats": 3}.items():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--device", default="cpu")
+    for name, value in {"tokens": 0, "d": 768, "latents": 24576, "threads": len(os.sched_getaffinity(0)), "repeats": 3,
+                        "layers": 12, "job-layers": 6, "mlp": 3072, "batch": 0, "length": 128}.items():
         p.add_argument("--" + name, type=int, default=value)
     p.add_argument("--k", type=int, nargs="+", default=[32, 192])
-    p.add_argument("--only", nargs="+", choices=["saelua", "saelua_bf16", *STEPS])
-    p.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    p.add_argument("--patience", type=float, default=20, help="seconds after which two rounds are enough")
+    p.add_argument("--parts", nargs="+", choices=["step", "model", "job"], default=["step", "model", "job"])
+    p.add_argument("--only", nargs="+", choices=list(PACKAGES))
+    p.add_argument("--settings", choices=["usual", "all"], default="usual")
+    p.add_argument("--quick", action="store_true", help="small shapes: does everything work?")
     p.add_argument("--json")
-    p.add_argument("--input", help=argparse.SUPPRESS)
-    p.add_argument("--stage", help=argparse.SUPPRESS)
-    p.add_argument("command", nargs="*", help=argparse.SUPPRESS)
-    return p.parse_args()
-
-
-def measure(o, name, k):
-    if name.startswith("saelua"):
-        return run_saelua(o, k, "bf16" if name == "saelua_bf16" else "f32")
-    options = ("tokens", "d", "latents", "threads", "repeats", "clock")
-    shape = [word for key in options for word in (f"--{key}", getattr(o, key))]
-    return child([sys.executable, os.path.abspath(__file__), *shape, "--k", k, "--input", o.input, "--stage", name], o)
+    o = p.parse_args()
+    if o.quick:
+        o.d, o.latents, o.layers, o.job_layers, o.mlp, o.repeats, o.tokens = 128, 2048, 2, 1, 512, 2, 512
+        o.batch, o.length = 4, 128
+    o.tokens = o.tokens or (4096 if o.device == "cpu" else 8192)
+    o.batch = o.batch or o.tokens // o.length
+    return o
 
 
 def main():
     o = parse()
-    if o.stage == "peak":
-        return stage_peak(o.command)
-    if o.stage:
-        return stage_package(o)
-    from safetensors.torch import save_file
-    needed = 3 * 2 * o.d * o.latents * 4
-    facts = (f"{saelua.host_facts()}; {o.threads} threads, {o.clock} clock; ({o.tokens}, {o.d}, {o.latents}); "
-             f"weights + Adam {needed >> 20} MiB")
-    results = []
+    o.programs = bench_dir()
+    o.needed = 3 * 2 * o.d * o.latents * 4
+    wanted = o.only or list(PACKAGES)
+    o.packages = [name for name in wanted if importlib.util.find_spec(name)]
+    o.missing = [PACKAGES[name] for name in wanted if name not in o.packages]
+    o.exact = "screened" if has_screening(o) else "f32"
+    facts, found, results = host_facts(o), versions(), []
     with tempfile.TemporaryDirectory() as temporary:
-        o.input = f"{temporary}/x.safetensors"
-        save_file({"x": make_input(o.tokens, o.d)}, o.input)
-        for k in o.k:
-            for name in o.only or ["saelua", "saelua_bf16", *STEPS]:
-                print(f"measuring {name}, k {k}", file=sys.stderr, flush=True)
-                results.append({"name": name, "k": k, **measure(o, name, k)})
-    # The product is the same one at every k.
-    unit = min((r["product_s"] for r in results if r["name"].startswith("saelua")), default=None)
-    print(facts)
-    print(f"{'':20} {'k':>4} {'step ms':>9} {'product':>9} {'ratio':>7} {'/saelua':>8} {'peak':>6} {'MiB':>7} import s")
-    for r in results:
-        r["ratio"], r["peak"] = r["step_s"] / r["product_s"], r["peak_bytes"] / needed
-        r["vs_saelua_unit"] = r["step_s"] / unit if unit else None
-        print(f"{r['name']:20} {r['k']:4} {1e3 * r['step_s']:9.0f} {1e3 * r['product_s']:9.0f} {r['ratio']:7.2f} "
-              f"{r['vs_saelua_unit'] or float('nan'):8.2f} {r['peak']:6.2f} {r['peak_bytes'] >> 20:7} "
-              f"{r.get('import_s', 0):8.1f}")
+        o.input = f"{temporary}/x.f32"
+        subprocess.run([f"{o.programs}/sae_step_bench", "--write-input", o.input, "--tokens", str(o.tokens), "--d",
+                        str(o.d)], check=True)
+        for part, measure in {"step": measure_steps, "model": measure_model, "job": measure_jobs}.items():
+            if part in o.parts:
+                measure(o, results)
+    ratios = ratios_of(o, results)
+    report(o, facts, found, results, ratios)
     if o.json:
         with open(o.json, "w") as file:
-            json.dump({"host": facts, "clock": o.clock, "shape": [o.tokens, o.d, o.latents], "threads": o.threads,
-                       "results": results}, file, indent=1)
+            json.dump({"host": facts, "device": o.device, "threads": o.threads, "shape": [o.tokens, o.d, o.latents],
+                       "versions": found, "missing": o.missing, "results": results, "ratios": ratios}, file, indent=1)
+    if any("error" in r for r in results):
+        raise SystemExit("a package failed: see the table")
 
 
 if __name__ == "__main__":

@@ -2,15 +2,17 @@
  * that Adam must move at the measured copy bandwidth.
  *
  *   sae_step_bench [--device cpu|cuda[:N]] [--activation NAME] [--tokens N] [--d D] [--latents M] [--k K]
- *                  [--dtype f32|bf16|tf32|screened] [--states f32] [--repeats R] [--inner I] [--input FILE]
- *                  [--no-product] [--kernels] [--json] [--isa base|avx2|avx512]
+ *                  [--dtype f32|bf16|tf32|screened] [--states f32|8bit] [--low-memory] [--repeats R] [--inner I]
+ *                  [--input FILE] [--no-product] [--kernels] [--json] [--isa base|avx2|avx512]
  *   sae_step_bench --grid quick|default|full [--limit SECONDS] [--memory GIB] [--json FILE] ...
  *   sae_step_bench --serve ...
+ *   sae_step_bench --write-input FILE [--tokens N] [--d D]
  *
  * The step is what a recipe runs (rig/rig.h). Steps and floors alternate, and the least of each counts; memory is the
- * step's own. --kernels (or --phases) shows the share of each kernel. --grid measures many cells, each in a child process. --serve
- * lets another program interleave its own measurements: each line "step" or "product" on the input is answered by a
- * line of seconds, "facts" by the JSON of the cell. Needs kernels and core only, so it runs on a bare machine. */
+ * step's own. --kernels (or --phases) shows the share of each kernel. --grid measures many cells, each in a child
+ * process. --serve lets another program interleave its own measurements: each line "step" or "product" on the input is
+ * answered by a line of seconds, "facts" by the JSON of the cell. Needs kernels and core only, so it runs on a bare
+ * machine. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,6 +24,7 @@ typedef struct {
   rig_cell cell;
   rig_grid grid;
   const char *json_file;         /* of a grid */
+  const char *write_input;
   bool json, kernels, serve;
 } options;
 
@@ -54,12 +57,14 @@ static options parse(int argc, char **argv) {
     const char *value = i + 1 < argc ? argv[i + 1] : NULL;
     if (!strcmp(argv[i], "--no-product")) o.cell.product = false;
     else if (!strcmp(argv[i], "--kernels") || !strcmp(argv[i], "--phases")) o.kernels = true;
+    else if (!strcmp(argv[i], "--low-memory")) o.cell.low_memory = true;
     else if (!strcmp(argv[i], "--serve")) o.serve = true;
     else if (!strcmp(argv[i], "--json") && o.grid.name && value) o.json_file = argv[++i];
     else if (!strcmp(argv[i], "--json")) o.json = true;
     else if (value && !strcmp(argv[i], "--grid")) o.grid.name = argv[++i];
     else if (value && !strcmp(argv[i], "--limit")) o.grid.seconds = atof(argv[++i]);
     else if (value && !strcmp(argv[i], "--memory")) o.grid.memory = atof(argv[++i]) * 0x1p30;
+    else if (value && !strcmp(argv[i], "--write-input")) o.write_input = argv[++i];
     else if (value && !strcmp(argv[i], "--isa")) limit_isa(argv[++i]);
     else if (value && parse_cell(&o.cell, argv[i], value)) i++;
     else {
@@ -126,8 +131,21 @@ static void serve(const rig_cell *cell) {
   rig_step_release(&step);
 }
 
+/* The random rows as a file, for others to train on. */
+static int write_input(const options *o) {
+  float *x = rig_input(&o->cell);
+  size_t count = (size_t)(o->cell.n * o->cell.d);
+  FILE *file = fopen(o->write_input, "wb");
+  bool ok = file && fwrite(x, sizeof *x, count, file) == count;
+  ok = file && fclose(file) == 0 && ok;
+  if (!ok) fprintf(stderr, "%s: cannot be written\n", o->write_input);
+  free(x);
+  return !ok;
+}
+
 int main(int argc, char **argv) {
   options o = parse(argc, argv);
+  if (o.write_input) return write_input(&o);
   if (o.grid.name) return run_grid(&o);
   if (o.serve) return serve(&o.cell), 0;
   if (o.kernels) return run_kernels(&o.cell), 0;

@@ -37,13 +37,15 @@ static void vary(cell_list *list, rig_cell base, size_t offset, const int64_t *v
   vary(list, base, offsetof(rig_cell, field), (const int64_t[]){ __VA_ARGS__ },                              \
        (int)(sizeof((const int64_t[]){ __VA_ARGS__ }) / sizeof(int64_t)))
 
-/* Every activation at the base's k and at 192, in the precisions that the device is meant for. */
+/* Every activation at the base's k and at six times it, in the precisions that the device is meant for. */
 static void add_activations(cell_list *list, rig_cell base, bool gpu) {
-  const rig_precision gpu_precisions[] = { RIG_BF16, RIG_TF32, RIG_F32 }, cpu_precisions[] = { RIG_F32, RIG_BF16 };
+  const rig_precision gpu_precisions[] = { RIG_BF16, RIG_TF32, RIG_F32 },
+                      cpu_precisions[] = { RIG_F32, RIG_SCREENED, RIG_BF16 };
   const rig_precision *precisions = gpu ? gpu_precisions : cpu_precisions;
-  const int64_t ks[] = { base.k, 6 * base.k };
+  /* Groups are as many as k: it must divide the latents. */
+  const int64_t ks[] = { base.k, base.m % (6 * base.k) == 0 ? 6 * base.k : 4 * base.k };
   for (int a = 0; a < SL_SAE_ACTIVATION_COUNT; a++) {
-    for (int p = 0; p < (gpu ? 3 : 2); p++) {
+    for (int p = 0; p < 3; p++) {
       for (int i = 0; i < 2; i++) {
         rig_cell cell = base;
         cell.activation = (sl_sae_activation)a;
@@ -119,7 +121,7 @@ static double free_memory(void) {
 /* -- Children -- */
 
 typedef struct {
-  bool ok;
+  bool ok, unsupported;
   rig_result result;
   double seconds;
   char json[LINE];
@@ -161,6 +163,7 @@ static cell_outcome run_cell(const rig_cell *cell, double limit) {
   int status = 0;
   if (pid > 0) waitpid(pid, &status, 0);
   outcome.ok = outcome.ok && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+  outcome.unsupported = pid > 0 && WIFEXITED(status) && WEXITSTATUS(status) == RIG_UNSUPPORTED;
   if (!outcome.ok && pid > 0 && WIFSIGNALED(status))
     fprintf(stderr, "  ended by signal %d%s\n", WTERMSIG(status),
             WTERMSIG(status) == SIGALRM ? ": out of time" : WTERMSIG(status) == SIGKILL ? ": out of memory?" : "");
@@ -200,6 +203,10 @@ int rig_grid_run(const rig_grid *grid, const rig_cell *base) {
       continue;
     }
     cell_outcome outcome = run_cell(cell, left + 30);
+    if (outcome.unsupported) {
+      left_out(cell, "not in this build or on this device, see above", 0, 0);
+      continue;
+    }
     if (!outcome.ok) {
       left_out(cell, "FAILED after %.1f s", outcome.seconds, 0);
       failed++;

@@ -28,7 +28,7 @@ rig_cell rig_cell_defaults(void) {
 void rig_check(sl_status status) {
   if (status == SL_OK) return;
   fprintf(stderr, "%s: %s\n", sl_status_name(status), sl_last_error());
-  exit(1);
+  exit(status == SL_EUNSUPPORTED ? RIG_UNSUPPORTED : 1);
 }
 
 sl_device *rig_device(const char *name) {

@@ -13,7 +13,8 @@
 #include "core/sae/loss.h"
 #include "core/sae/optim.h"
 
-/* How a product's factors are held. SCREENED: float32's result from a bf16 first pass, where the build has that. */
+/* How the product's factors are held. F32 and TF32: throughout. SCREENED: float32's result, which a bf16 product finds
+ * first; it is core's default where the processor gains from it. */
 typedef enum { RIG_F32, RIG_BF16, RIG_TF32, RIG_SCREENED, RIG_PRECISIONS } rig_precision;
 const char *rig_precision_name(rig_precision precision);
 /* Ends the program for a name that is none. */
@@ -26,7 +27,8 @@ typedef struct {
   sl_sae_activation activation;
   rig_precision precision;
   const char *input;             /* file of n * d raw float32, or NULL: random */
-  const char *states;            /* Adam's moments: "f32"; others where the build has them */
+  const char *states;            /* Adam's moments: "f32" or "8bit" */
+  bool low_memory;               /* gradients in blocks of latents, never whole (sl_sae_step) */
   int repeats, inner;            /* inner: steps between two looks at the clock (0: 1 on the CPU, 10 elsewhere) */
   bool product;                  /* measure the floors too */
 } rig_cell;
@@ -35,6 +37,8 @@ rig_cell rig_cell_defaults(void); /* the main job: 4096 tokens, d 768, 24,576 la
 
 /* -- Small things -- */
 
+/* The exit status of a program that was asked for what its build or device does not have. */
+enum { RIG_UNSUPPORTED = 4 };
 void rig_check(sl_status status);
 sl_device *rig_device(const char *name);
 double rig_now(void);            /* seconds */

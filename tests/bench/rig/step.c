@@ -9,6 +9,7 @@ static sl_sae_loss_opts loss_opts(const rig_cell *cell) {
   sl_sae_loss_opts opts = sl_sae_loss_defaults();
   opts.kind = SL_SAE_MSE;
   opts.dtype = cell->precision == RIG_BF16 ? SL_BF16 : SL_F32;
+  opts.plain = cell->precision != RIG_SCREENED;
   return opts;
 }
 
@@ -18,30 +19,40 @@ void rig_step_create(const rig_cell *cell, rig_step *out) {
   out->device->tf32 = cell->precision == RIG_TF32;
   sl_sae_config config = sl_sae_config_topk(cell->d, cell->m, cell->k);
   config.activation = cell->activation;
+  if (cell->activation == SL_SAE_JUMPRELU) config.k = 0; /* thresholds say how many */
   sl_sae_optim_config adam = sl_sae_optim_defaults();
   adam.clip_norm = 1;
-  if (strcmp(cell->states, "f32") != 0) {
-    fprintf(stderr, "this build has no Adam with %s states\n", cell->states);
-    exit(1);
+  bool eight = strcmp(cell->states, "8bit") == 0;
+  if (!eight && strcmp(cell->states, "f32") != 0) {
+    fprintf(stderr, "no Adam with '%s' states; there are f32, 8bit\n", cell->states);
+    exit(2);
   }
-  if (cell->precision == RIG_SCREENED) {
-    fprintf(stderr, "this build has no screened encoder\n");
-    exit(1);
-  }
+  if (eight) adam.rule = SL_SAE_ADAM8;
   rig_check(sl_sae_create(out->device, &config, 1, &out->sae));
   rig_check(sl_sae_optim_create(out->sae, &adam, &out->optim));
   float *x = rig_input(cell);
   out->x = rig_upload(out->device, x, cell->n, cell->d);
   free(x);
   rig_check(sl_sae_init_b_dec(out->sae, out->x, SL_SAE_CENTER_MEAN));
+  if (cell->precision != RIG_SCREENED) return;
+  /* A float32 encode that was screened leaves the bf16 weights behind. */
+  rig_step_run(out, NULL, true);
+  if (!out->sae->w_enc_bf16) {
+    fprintf(stderr, "nothing to screen with here: this processor, shape or activation takes the float32 product\n");
+    exit(RIG_UNSUPPORTED);
+  }
 }
 
 void rig_step_run(rig_step *step, sl_tensor *x, bool read) {
   sl_sae_loss_opts opts = loss_opts(&step->cell);
   sl_sae_loss *loss;
   rig_check(sl_sae_loss_create(step->sae, x ? x : step->x, &opts, &loss));
-  rig_check(sl_sae_backward(loss, 1));
-  rig_check(sl_sae_optim_step(step->optim, 1e-4));
+  if (step->cell.low_memory) {
+    rig_check(sl_sae_step(loss, step->optim, 1e-4));
+  } else {
+    rig_check(sl_sae_backward(loss, 1));
+    rig_check(sl_sae_optim_step(step->optim, 1e-4));
+  }
   if (read) {
     rig_check(sl_sae_loss_read(loss));
     step->loss = loss->loss;
@@ -110,9 +121,10 @@ static void number(FILE *out, const char *key, double value, int digits) {
 void rig_print_json(FILE *out, const rig_cell *cell, const rig_result *r) {
   fprintf(out,
           "{\"device\": \"%s\", \"activation\": \"%s\", \"tokens\": %lld, \"d\": %lld, \"latents\": %lld, \"k\": %lld, "
-          "\"dtype\": \"%s\", \"states\": \"%s\", \"threads\": %d",
+          "\"dtype\": \"%s\", \"states\": \"%s\", \"low_memory\": %s, \"threads\": %d",
           cell->device, sl_sae_activation_name(cell->activation), (long long)cell->n, (long long)cell->d,
-          (long long)cell->m, (long long)cell->k, rig_precision_name(cell->precision), cell->states, rig_threads());
+          (long long)cell->m, (long long)cell->k, rig_precision_name(cell->precision), cell->states,
+          cell->low_memory ? "true" : "false", rig_threads());
   number(out, "step_ms", 1e3 * r->step, 4);
   if (cell->product) {
     number(out, "product_ms", 1e3 * r->product, 4);

@@ -25,10 +25,35 @@ static void say_where() {
 }
 #endif
 
+static const struct Name {
+  const char *name;
+  cuda_host_schedule kind;
+} names[] = {{"in_order", CUDA_HOST_IN_ORDER},   {"reverse", CUDA_HOST_REVERSE},
+             {"round_robin", CUDA_HOST_ROUND_ROBIN}, {"one_warp", CUDA_HOST_ONE_WARP},
+             {"odd_first", CUDA_HOST_ODD_FIRST}, {"random", CUDA_HOST_RANDOM}};
+
+static bool parse_schedule(const char *text, Schedule *schedule) {
+  const char *colon = strchr(text, ':');
+  size_t n = colon ? static_cast<size_t>(colon - text) : strlen(text);
+  for (const Name &i : names) {
+    if (strlen(i.name) != n || strncmp(i.name, text, n)) continue;
+    schedule->kind = i.kind;
+    schedule->seed = schedule->state = colon ? strtoull(colon + 1, nullptr, 10) : 1;
+    return true;
+  }
+  return false;
+}
+
 State::State() {
   const char *memory_text = getenv("SLK_CUDA_HOST_MEMORY"), *streams = getenv("SLK_CUDA_HOST_STREAMS");
   if (memory_text) memory = strtoull(memory_text, nullptr, 10);
   eager = streams && !strcmp(streams, "eager");
+  const char *text = getenv("SLK_CUDA_HOST_SCHEDULE");
+  if (text && !parse_schedule(text, &schedule)) {
+    fprintf(stderr, "cuda_host: SLK_CUDA_HOST_SCHEDULE=%s is not a schedule (in_order, reverse, round_robin, one_warp, "
+            "odd_first, random, each with :seed)\n", text);
+    abort();
+  }
 #ifdef CUDA_HOST_ASAN
   __sanitizer_set_death_callback(say_where);
 #endif
@@ -52,25 +77,6 @@ cudaError_t fail(cudaError_t error) {
 
 int current_device() { return device_now; }
 
-static const struct Name {
-  const char *name;
-  cuda_host_schedule kind;
-} names[] = {{"in_order", CUDA_HOST_IN_ORDER},   {"reverse", CUDA_HOST_REVERSE},
-             {"round_robin", CUDA_HOST_ROUND_ROBIN}, {"one_warp", CUDA_HOST_ONE_WARP},
-             {"odd_first", CUDA_HOST_ODD_FIRST}, {"random", CUDA_HOST_RANDOM}};
-
-static void schedule_from_environment() {
-  static bool looked;
-  if (looked) return;
-  looked = true;
-  const char *name = getenv("SLK_CUDA_HOST_SCHEDULE");
-  if (name && cuda_host_set_schedule_by_name(name)) {
-    fprintf(stderr, "cuda_host: SLK_CUDA_HOST_SCHEDULE=%s is not a schedule (in_order, reverse, round_robin, one_warp, "
-            "odd_first, random, each with :seed)\n", name);
-    abort();
-  }
-}
-
 static cudaError_t check_launch(const slk_cuda_host_launch_config &c) {
   const dim3 &b = c.blocks, &t = c.threads;
   if (!b.x || !b.y || !b.z || !t.x || !t.y || !t.z) return cudaErrorInvalidConfiguration;
@@ -85,7 +91,6 @@ static cudaError_t check_launch(const slk_cuda_host_launch_config &c) {
 
 void slk_cuda_host_submit(const slk_cuda_host_launch_config &c, std::function<void()> thread) {
   LOCK;
-  schedule_from_environment();
   if (in_kernel()) return report("kernel " + std::string(c.name) + " launched from a kernel");
   cudaError_t error = check_launch(c);
   if (error != cudaSuccess) {
@@ -292,14 +297,8 @@ void cuda_host_set_schedule(cuda_host_schedule schedule, uint64_t seed) {
 }
 
 int cuda_host_set_schedule_by_name(const char *name) {
-  const char *colon = strchr(name, ':');
-  size_t n = colon ? static_cast<size_t>(colon - name) : strlen(name);
-  for (const Name &i : names) {
-    if (strlen(i.name) != n || strncmp(i.name, name, n)) continue;
-    cuda_host_set_schedule(i.kind, colon ? strtoull(colon + 1, nullptr, 10) : 1);
-    return 0;
-  }
-  return -1;
+  LOCK;
+  return parse_schedule(name, &state().schedule) ? 0 : -1;
 }
 
 void cuda_host_use_schedule(int i) {

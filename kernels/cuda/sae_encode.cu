@@ -65,11 +65,20 @@ struct encode_plan {
   size_t shared;                 /* bytes of dynamic shared memory */
 };
 
+/* What is selected: the k largest of a token unless one of these says otherwise. */
+struct encode_rule {
+  const char *kernel;
+  int64_t group;                 /* GroupMax: latents to a group, else 0 */
+  const float *floor;            /* JumpReLU: [m], else NULL */
+  int64_t *overflow;
+};
+
 static int64_t list_k(const sl_sae_encode_topk_args *args, int list) { return list == 0 ? args->k : args->k_dead; }
 
 /* Rows of W are read once for each row of tiles, so those are tall where W is large: up to 1024 tokens, more where there
  * are few latents. `shift` halves the tile so many times, for small workspaces. */
-static encode_plan make_plan(const sl_device *device, const sl_sae_encode_topk_args *args, int shift) {
+static encode_plan make_plan(const sl_device *device, const sl_sae_encode_topk_args *args, const encode_rule &rule,
+                             int shift) {
   enum { TALL = 1024, TALLEST = 8192, NARROW = 4096, ROWS_STEP = 128 };
   encode_plan plan = {};
   int64_t tile = TILE_BYTES / 4 >> shift, left = static_cast<int64_t>(slk_cuda_get(device)->shared_limit) - 1024;
@@ -79,12 +88,16 @@ static encode_plan make_plan(const sl_device *device, const sl_sae_encode_topk_a
   if (args->m * plan.rows < tile) plan.rows = slk_least(tile / args->m / ROWS_STEP * ROWS_STEP, TALLEST);
   for (int l = 0; l < plan.lists; l++) {
     int64_t k = list_k(args, l), keep = k + (k / 2 > 512 ? k / 2 : 512), bytes = (keep + SELECT_SEGMENT) * 8;
+    staged += k * 8;
+    if (l == 0 && rule.group > 0) { /* groups need no candidates */
+      plan.in_shared[l] = true;
+      continue;
+    }
     plan.keep[l] = static_cast<int>(keep);
     plan.capacity[l] = static_cast<int>(keep + SELECT_SEGMENT);
     plan.in_shared[l] = bytes <= left;
     if (plan.in_shared[l]) left -= bytes, plan.shared += static_cast<size_t>(bytes);
     else plan.rows = slk_least(plan.rows, BUFFER_BYTES / bytes);
-    staged += k * 8;
   }
   plan.rows = slk_least(plan.rows, args->n);
   if (plan.rows < 1) plan.rows = 1;
@@ -99,7 +112,7 @@ static encode_plan make_plan(const sl_device *device, const sl_sae_encode_topk_a
 
 struct encode_room {
   float *pre;
-  int32_t *bad;
+  int32_t *bad, *above_floor;
   select_list lists[2];
 };
 
@@ -109,6 +122,7 @@ static size_t cut_room(const sl_sae_encode_topk_args *args, const encode_plan *p
   bool pieces = plan->columns < args->m;
   room->pre = cutter.cut<float>(plan->rows * plan->ld);
   room->bad = cutter.cut<int32_t>(plan->rows);
+  room->above_floor = cutter.cut<int32_t>(plan->rows);
   for (int l = 0; l < plan->lists; l++) {
     int64_t k = list_k(args, l), states = pieces ? plan->rows : 0, buffers = plan->in_shared[l] ? 0 : plan->rows;
     select_list list = {};
@@ -154,9 +168,27 @@ static sl_status tile_product(sl_device *device, const sl_sae_encode_topk_args *
   return slk_lib_gemm(device, &gemm, device->tf32);
 }
 
+static void launch_selection(const encode_rule &rule, const encode_plan *plan, select_job job, int64_t rows,
+                             cudaStream_t stream) {
+  unsigned blocks = static_cast<unsigned>(rows);
+  if (rule.group > 0) {
+    LAUNCH((group_kernel), blocks, SELECT_THREADS, 0, stream, job);
+    if (plan->lists == 1) return;
+    job.lists[0] = job.lists[1]; /* the dead by themselves */
+    job.nonfinite = nullptr;
+    LAUNCH((select_kernel<1, false>), blocks, SELECT_THREADS, plan->shared, stream, job);
+  } else if (rule.floor != nullptr) {
+    LAUNCH((select_kernel<1, true>), blocks, SELECT_THREADS, plan->shared, stream, job);
+  } else if (plan->lists == 1) {
+    LAUNCH((select_kernel<1, false>), blocks, SELECT_THREADS, plan->shared, stream, job);
+  } else {
+    LAUNCH((select_kernel<2, false>), blocks, SELECT_THREADS, plan->shared, stream, job);
+  }
+}
+
 /* One tile of rows through all latents, into the staging rows from `staged` on. */
-static sl_status encode_rows(sl_device *device, const sl_sae_encode_topk_args *args, const encode_plan *plan,
-                             const encode_room *room, int64_t row, int64_t staged) {
+static sl_status encode_rows(sl_device *device, const sl_sae_encode_topk_args *args, const encode_rule &rule,
+                             const encode_plan *plan, const encode_room *room, int64_t row, int64_t staged) {
   int64_t rows = slk_least(args->n - row, plan->rows);
   rows = slk_least(rows, plan->batch - staged);
   for (int64_t column = 0; column < args->m; column += plan->columns) {
@@ -169,16 +201,15 @@ static sl_status encode_rows(sl_device *device, const sl_sae_encode_topk_args *a
     job.bias = biased ? nullptr : args->bias;
     job.begins = column == 0, job.ends = column + columns == args->m;
     job.bad = room->bad, job.nonfinite = args->nonfinite;
+    job.floor = rule.floor, job.above_floor = room->above_floor, job.overflow = rule.overflow;
+    job.group = rule.group;
     for (int l = 0; l < plan->lists; l++) {
       job.lists[l] = room->lists[l];
       job.lists[l].out_values += staged * job.lists[l].k;
       job.lists[l].out_ids += staged * job.lists[l].k;
       job.lists[l].lengths += staged;
     }
-    cudaStream_t stream = slk_cuda_stream(device);
-    unsigned blocks = static_cast<unsigned>(rows);
-    if (plan->lists == 1) LAUNCH((select_kernel<1>), blocks, SELECT_THREADS, plan->shared, stream, job);
-    else LAUNCH((select_kernel<2>), blocks, SELECT_THREADS, plan->shared, stream, job);
+    launch_selection(rule, plan, job, rows, slk_cuda_stream(device));
   }
   return SL_OK;
 }
@@ -202,11 +233,17 @@ static void place_batch(sl_device *device, const sl_sae_encode_topk_args *args, 
   LAUNCH((sae_place_kernel), grid, PLACE_THREADS, 0, stream, out[0], out[1], rows);
 }
 
-sl_status slk_cuda_sae_encode_topk(sl_device *device, const sl_sae_encode_topk_args *args) {
+/* Dynamic shared memory above 48 KiB must be asked for. */
+static sl_status allow_shared(sl_device *device, const encode_plan *plan, const char *kernel) {
+  SL_TRY(slk_cuda_allow_shared(device, select_kernel<1, false>, plan->shared, kernel));
+  SL_TRY(slk_cuda_allow_shared(device, select_kernel<1, true>, plan->shared, kernel));
+  return slk_cuda_allow_shared(device, select_kernel<2, false>, plan->shared, kernel);
+}
+
+static sl_status encode(sl_device *device, const sl_sae_encode_topk_args *args, const encode_rule &rule) {
   enum { SMALLEST = 16 };        /* halvings of the tile: a workspace given may be smaller than the one asked for */
-  if (args->wants_screen != nullptr) return *args->wants_screen = false, SL_OK;
   slk_cuda_enter(device);
-  encode_plan plan = make_plan(device, args, 0);
+  encode_plan plan = make_plan(device, args, rule, 0);
   encode_room room = {};
   size_t want = cut_room(args, &plan, nullptr, &room);
   if (args->need != nullptr) {
@@ -214,18 +251,40 @@ sl_status slk_cuda_sae_encode_topk(sl_device *device, const sl_sae_encode_topk_a
     return SL_OK;
   }
   for (int shift = 1; want > args->workspace_bytes && shift <= SMALLEST; shift++) {
-    plan = make_plan(device, args, shift);
+    plan = make_plan(device, args, rule, shift);
     want = cut_room(args, &plan, nullptr, &room);
   }
-  if (want > args->workspace_bytes) return sae_short_workspace("sae_encode_topk", args->workspace_bytes, want);
+  if (want > args->workspace_bytes) return sae_short_workspace(rule.kernel, args->workspace_bytes, want);
   cut_room(args, &plan, args->workspace, &room);
-  if (plan.lists == 1) SL_TRY(slk_cuda_allow_shared(device, select_kernel<1>, plan.shared, "sae_encode_topk"));
-  else SL_TRY(slk_cuda_allow_shared(device, select_kernel<2>, plan.shared, "sae_encode_topk"));
+  SL_TRY(allow_shared(device, &plan, rule.kernel));
   for (int64_t first = 0; first < args->n; first += plan.batch) {
     int64_t rows = slk_least(args->n - first, plan.batch);
     for (int64_t row = 0; row < rows; row += plan.rows)
-      SL_TRY(encode_rows(device, args, &plan, &room, first + row, row));
+      SL_TRY(encode_rows(device, args, rule, &plan, &room, first + row, row));
     place_batch(device, args, &plan, &room, first, rows);
   }
-  return slk_cuda_launched(device, "sae_encode_topk");
+  return slk_cuda_launched(device, rule.kernel);
+}
+
+sl_status slk_cuda_sae_encode_topk(sl_device *device, const sl_sae_encode_topk_args *args) {
+  return encode(device, args, { "sae_encode_topk", 0, nullptr, nullptr });
+}
+
+sl_status slk_cuda_sae_encode_groupmax(sl_device *device, const sl_sae_encode_groupmax_args *args) {
+  sl_sae_encode_topk_args as = {};
+  as.n = args->n, as.d = args->d, as.m = args->m, as.k = args->k;
+  as.panels = args->panels, as.w = args->w, as.dtype = args->dtype, as.bias = args->bias;
+  as.codes = args->codes, as.dead = args->dead, as.k_dead = args->k_dead, as.dead_codes = args->dead_codes;
+  as.nonfinite = args->nonfinite;
+  as.workspace = args->workspace, as.workspace_bytes = args->workspace_bytes, as.need = args->need;
+  return encode(device, &as, { "sae_encode_groupmax", args->m / args->k, nullptr, nullptr });
+}
+
+sl_status slk_cuda_sae_encode_jumprelu(sl_device *device, const sl_sae_encode_jumprelu_args *args) {
+  sl_sae_encode_topk_args as = {};
+  as.n = args->n, as.d = args->d, as.m = args->m, as.k = args->room;
+  as.panels = args->panels, as.w = args->w, as.dtype = args->dtype, as.bias = args->bias;
+  as.codes = args->codes, as.nonfinite = args->nonfinite;
+  as.workspace = args->workspace, as.workspace_bytes = args->workspace_bytes, as.need = args->need;
+  return encode(device, &as, { "sae_encode_jumprelu", 0, args->threshold, args->overflow });
 }

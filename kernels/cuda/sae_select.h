@@ -45,7 +45,11 @@ struct select_job {
   bool begins, ends;             /* the first, the last piece */
   select_list lists[2];
   int32_t *bad;                  /* [rows]: not finite so far; between pieces */
-  int64_t *nonfinite;
+  int64_t *nonfinite;            /* NULL: somebody else counts */
+  const float *floor;            /* [m], JumpReLU: list 0 is what lies above max(floor, 0) */
+  int32_t *above_floor;          /* [rows]: how many so far; between pieces */
+  int64_t *overflow;             /* rows with more than k of them */
+  int64_t group;                 /* GroupMax: latents to a group */
 };
 
 /* Candidates of one list while its row is scanned; all threads hold the same numbers. */
@@ -221,6 +225,17 @@ static __device__ __forceinline__ void select_append(select_state *s, const floa
   s->count += static_cast<int>(total & 0xffffu) + static_cast<int>(total >> 16);
 }
 
+/* A bit for each value above max(floor, 0) of its latent. */
+static __device__ __forceinline__ unsigned select_above_floor(const select_job &job, const float *v, int column) {
+  unsigned bits = 0;
+#pragma unroll
+  for (int q = 0; q < SELECT_VALUES; q++) {
+    int at = column + q / 4 * (SELECT_SEGMENT / 2) + static_cast<int>(threadIdx.x) * 4 + q % 4;
+    if (at < job.width && v[q] > fmaxf(job.floor[job.first + at], 0.0f)) bits |= 1u << q;
+  }
+  return bits;
+}
+
 static __device__ void select_resume(const select_list &list, int64_t row, select_state *s) {
   s->count = list.state_count[row];
   s->threshold = list.state_threshold[row];
@@ -255,7 +270,16 @@ static __device__ void select_finish(const select_list &list, int64_t row, selec
   if (threadIdx.x == 0) list.lengths[row] = s->count;
 }
 
-template <int LISTS> static __global__ void __launch_bounds__(SELECT_THREADS, LISTS == 1 ? 3 : 2) select_kernel(select_job job) {
+/* The row's last words: counted once a token, at its last piece. */
+static __device__ void select_report(const select_job &job, int64_t row, bool bad) {
+  if (threadIdx.x != 0) return;
+  if (!job.ends) job.bad[row] = bad;
+  else if (bad && job.nonfinite != nullptr) atomicAdd(reinterpret_cast<unsigned long long *>(job.nonfinite), 1ull);
+}
+
+/* LISTS 1 or 2; FLOOR: list 0 is JumpReLU's. */
+template <int LISTS, bool FLOOR>
+static __global__ void __launch_bounds__(SELECT_THREADS, LISTS == 1 ? 3 : 2) select_kernel(select_job job) {
   DYN_SHARED(float, buffers);
   __shared__ select_shared shared;
   int64_t row = blockIdx.x;
@@ -263,6 +287,7 @@ template <int LISTS> static __global__ void __launch_bounds__(SELECT_THREADS, LI
   select_state states[LISTS];
   float *next = buffers, poison = 0;
   int turn = 0;
+  unsigned above = 0;
 #pragma unroll
   for (int l = 0; l < LISTS; l++) {
     const select_list &list = job.lists[l];
@@ -283,6 +308,10 @@ template <int LISTS> static __global__ void __launch_bounds__(SELECT_THREADS, LI
       const select_list &list = job.lists[l];
       select_state *s = &states[l];
       unsigned allowed = list.mask != nullptr ? select_masked(job, list.mask, column) : 255u;
+      if (FLOOR) {
+        allowed = select_above_floor(job, v, column);
+        above += static_cast<unsigned>(__popc(allowed));
+      }
       if (job.begins && column == 0) {
         float g[2] = { 0, 0 };
 #pragma unroll
@@ -295,14 +324,75 @@ template <int LISTS> static __global__ void __launch_bounds__(SELECT_THREADS, LI
     }
   }
   bool bad = __syncthreads_or(!(poison == 0.0f)) != 0 || (!job.begins && job.bad[row] != 0);
+  __syncthreads(); /* all have read it */
 #pragma unroll
   for (int l = 0; l < LISTS; l++) {
     if (job.ends) select_finish(job.lists[l], row, &states[l], &shared, &turn);
     else select_suspend(job.lists[l], row, states[l]);
   }
-  if (threadIdx.x != 0) return;
-  if (!job.ends) job.bad[row] = bad;
-  else if (bad) atomicAdd(reinterpret_cast<unsigned long long *>(job.nonfinite), 1ull);
+  if (FLOOR) {
+    unsigned total;
+    (void)select_scan(above, &shared, &turn, &total);
+    int all = static_cast<int>(total) + (job.begins ? 0 : job.above_floor[row]);
+    __syncthreads(); /* all have read it */
+    if (threadIdx.x == 0 && !job.ends) job.above_floor[row] = all;
+    if (threadIdx.x == 0 && job.ends && all > job.lists[0].k)
+      atomicAdd(reinterpret_cast<unsigned long long *>(job.overflow), 1ull);
+  }
+  select_report(job, row, bad);
+}
+
+/* -- GroupMax -- */
+
+/* The best of columns begin .. end - 1, lowest latent first, by the `lanes` threads that share it (all of a warp, or
+ * one); `value` and `id` hold what earlier pieces found, and the result in the first of the threads. */
+static __device__ void select_group_best(const select_job &job, const float *pre, int64_t begin, int64_t end, int lanes,
+                                         float *value, int32_t *id, float *poison) {
+  float best = 0;
+  int32_t where = INT32_MAX;
+  for (int64_t at = begin + (lanes > 1 ? threadIdx.x % SLK_WARP : 0); at < end; at += lanes) {
+    float v = pre[at] + (job.bias != nullptr ? job.bias[job.first + at] : 0);
+    *poison += v * 0.0f;
+    if (v > best) best = v, where = job.first + static_cast<int32_t>(at);
+  }
+  for (int step = SLK_WARP / 2; lanes > 1 && step > 0; step /= 2) {
+    float other = __shfl_xor_sync(0xffffffffu, best, step);
+    int32_t there = __shfl_xor_sync(0xffffffffu, where, step);
+    if (other > best || (other == best && there < where)) best = other, where = there;
+  }
+  if (best > *value) *value = best, *id = where; /* earlier pieces hold lower latents */
+}
+
+/* A block a row. Staging row [k]: first the best of each group (0: none yet), at the end the positive ones closed up. */
+static __global__ void __launch_bounds__(SELECT_THREADS) group_kernel(select_job job) {
+  __shared__ select_shared shared;
+  const select_list &list = job.lists[0];
+  int64_t row = blockIdx.x, k = list.k, size = job.group;
+  const float *pre = job.pre + row * job.ld;
+  float *values = list.out_values + row * k, poison = 0;
+  int32_t *ids = list.out_ids + row * k;
+  int lanes = size >= SLK_WARP ? SLK_WARP : 1, turn = 0, thread = static_cast<int>(threadIdx.x);
+  if (job.begins) {
+    for (int64_t g = thread; g < k; g += SELECT_THREADS) values[g] = 0, ids[g] = 0;
+    __syncthreads();
+  }
+  int64_t last = (job.first + job.width - 1) / size;
+  for (int64_t g = job.first / size + thread / lanes; g <= last; g += SELECT_THREADS / lanes) {
+    int64_t begin = g * size - job.first, end = begin + size;
+    float value = values[g];
+    int32_t id = ids[g];
+    select_group_best(job, pre, begin > 0 ? begin : 0, end < job.width ? end : job.width, lanes, &value, &id, &poison);
+    if (lanes > 1) __syncwarp(); /* all have read */
+    if (lanes == 1 || thread % SLK_WARP == 0) values[g] = value, ids[g] = id;
+  }
+  bool bad = __syncthreads_or(!(poison == 0.0f)) != 0 || (!job.begins && job.bad[row] != 0);
+  __syncthreads(); /* all have read it */
+  if (job.ends) {
+    select_state s = { values, ids, list.k, 0 };
+    int kept = select_compact(s, 0, 0, values, ids, &shared, &turn);
+    if (thread == 0) list.lengths[row] = kept;
+  }
+  select_report(job, row, bad);
 }
 
 #endif

@@ -3,11 +3,13 @@
  *
  *   sae_step_bench [--device cpu|cuda[:N]] [--activation NAME] [--tokens N] [--d D] [--latents M] [--k K]
  *                  [--dtype f32|bf16|tf32|screened] [--states f32|8bit] [--low-memory] [--repeats R] [--inner I]
- *                  [--input FILE] [--no-product] [--kernels] [--json] [--isa base|avx2|avx512]
+ *                  [--unit f32|bf16|tf32] [--input FILE] [--no-product] [--kernels] [--json]
+ *                  [--isa base|avx2|avx512]
  *   sae_step_bench --grid quick|default|full [--limit SECONDS] [--memory GIB] [--json FILE] ...
  *   sae_step_bench --serve ...
  *   sae_step_bench --write-input FILE [--tokens N] [--d D]
  *
+ * --unit: the product that the step is held against (its own precision's; float32's for a screened step).
  * The step is what a recipe runs (rig/rig.h). Steps and floors alternate, and the least of each counts; memory is the
  * step's own. --kernels (or --phases) shows the share of each kernel. --grid measures many cells, each in a child
  * process. --serve lets another program interleave its own measurements: each line "step" or "product" on the input is
@@ -46,6 +48,7 @@ static bool parse_cell(rig_cell *cell, const char *option, const char *value) {
   else if (!strcmp(option, "--input")) cell->input = value;
   else if (!strcmp(option, "--states")) cell->states = value;
   else if (!strcmp(option, "--dtype")) cell->precision = rig_precision_find(value);
+  else if (!strcmp(option, "--unit")) cell->unit = rig_precision_find(value);
   else if (!strcmp(option, "--activation")) rig_check(sl_sae_activation_find(value, &cell->activation));
   else return false;
   return true;

@@ -12,6 +12,7 @@ static const double result_limit = 2e9;
 struct rig_product {
   const rig_cell *cell;
   sl_device *device;
+  bool tf32;
   sl_dtype dtype;                /* of the factors */
   const float *x_f32;            /* the caller's */
   void *x, *w;                   /* dtype; float32 ones are the caller's */
@@ -59,7 +60,9 @@ static void create_own(rig_product *p) {
 rig_product *rig_product_create(const rig_cell *cell, sl_device *device, const sl_tensor *x, const sl_tensor *w) {
   rig_product *p = rig_host(sizeof *p);
   /* A screened step is held against the float32 product. */
-  p->dtype = cell->precision == RIG_BF16 ? SL_BF16 : SL_F32;
+  rig_precision unit = cell->unit == RIG_PRECISIONS ? cell->precision : cell->unit;
+  p->dtype = unit == RIG_BF16 ? SL_BF16 : SL_F32;
+  p->tf32 = unit == RIG_TF32;
   p->cell = cell;
   p->device = device;
   p->library = p->own = INFINITY;
@@ -75,7 +78,7 @@ rig_product *rig_product_create(const rig_cell *cell, sl_device *device, const s
 #else /* a build without oneDNN multiplies correctly and slowly: no measure of anything */
   if (!device->host_memory) p->c = rig_block(device, p->c_bytes);
 #endif
-  if (device->kernels->sae_pack && device->kernels->sae_encode_topk && cell->precision != RIG_TF32) create_own(p);
+  if (device->kernels->sae_pack && device->kernels->sae_encode_topk && !p->tf32) create_own(p);
   return p;
 }
 
@@ -85,7 +88,7 @@ static double library_time(rig_product *p, int64_t rows) {
   sl_device *device = p->device;
   size_t size = sl_dtype_size(p->dtype);
   bool tf32 = device->tf32;
-  device->tf32 = cell->precision == RIG_TF32;
+  device->tf32 = p->tf32;
   double start = rig_now_idle(device);
   for (int i = 0; i < cell->inner; i++) {
     for (int64_t at = 0; at < cell->n; at += rows) {

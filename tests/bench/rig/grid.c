@@ -125,6 +125,7 @@ typedef struct {
   rig_result result;
   double seconds;
   char json[LINE];
+  char words[160];               /* the last line that a child without a result said */
 } cell_outcome;
 
 static void child(const rig_cell *cell, int out) {
@@ -146,15 +147,31 @@ static bool read_outcome(int from, cell_outcome *out) {
   return ok && length > 0;
 }
 
+/* Why a child ended without a result: its signal, or its last line. */
+static void explain(cell_outcome *out, int status, FILE *errors) {
+  char line[sizeof out->words];
+  rewind(errors);
+  while (fgets(line, sizeof line, errors)) {
+    line[strcspn(line, "\n")] = 0;
+    if (line[0]) memcpy(out->words, line, sizeof line);
+  }
+  if (!WIFSIGNALED(status)) return;
+  int signal = WTERMSIG(status);
+  snprintf(out->words, sizeof out->words, "ended by signal %d%s", signal,
+           signal == SIGALRM ? ": out of time" : signal == SIGKILL ? ": out of memory?" : "");
+}
+
 static cell_outcome run_cell(const rig_cell *cell, double limit) {
   cell_outcome outcome = { .ok = false };
+  FILE *errors = tmpfile();
   int ends[2];
   double start = rig_now();
   fflush(NULL);
-  if (pipe(ends) != 0) return outcome;
+  if (!errors || pipe(ends) != 0) return outcome;
   pid_t pid = fork();
   if (pid == 0) {
     close(ends[0]);
+    dup2(fileno(errors), STDERR_FILENO);
     if (isfinite(limit)) alarm((unsigned)(limit + 1));
     child(cell, ends[1]);
   }
@@ -164,18 +181,31 @@ static cell_outcome run_cell(const rig_cell *cell, double limit) {
   if (pid > 0) waitpid(pid, &status, 0);
   outcome.ok = outcome.ok && WIFEXITED(status) && WEXITSTATUS(status) == 0;
   outcome.unsupported = pid > 0 && WIFEXITED(status) && WEXITSTATUS(status) == RIG_UNSUPPORTED;
-  if (!outcome.ok && pid > 0 && WIFSIGNALED(status))
-    fprintf(stderr, "  ended by signal %d%s\n", WTERMSIG(status),
-            WTERMSIG(status) == SIGALRM ? ": out of time" : WTERMSIG(status) == SIGKILL ? ": out of memory?" : "");
+  if (!outcome.ok) explain(&outcome, status, errors);
+  fclose(errors);
   outcome.seconds = rig_now() - start;
   return outcome;
 }
 
-static void left_out(const rig_cell *c, const char *format, double a, double b) {
-  printf("%-10s %-8s %6lld %5lld %7lld %4lld   left out: ", sl_sae_activation_name(c->activation),
-         rig_precision_name(c->precision), (long long)c->n, (long long)c->d, (long long)c->m, (long long)c->k);
-  printf(format, a, b);
-  printf("\n");
+static void left_out(const rig_cell *c, const char *why) {
+  printf("%-10s %-8s %6lld %5lld %7lld %4lld   %s\n", sl_sae_activation_name(c->activation),
+         rig_precision_name(c->precision), (long long)c->n, (long long)c->d, (long long)c->m, (long long)c->k, why);
+  fflush(stdout);
+}
+
+/* Prints why the cell does not fit into what is left; false when it does. */
+static bool does_not_fit(const rig_cell *cell, double memory, double left, double expected) {
+  char why[128];
+  if (memory_of(cell) > memory) {
+    snprintf(why, sizeof why, "left out: needs about %.1f GiB, %.1f are allowed", memory_of(cell) / 0x1p30,
+             memory / 0x1p30);
+  } else if (expected > left || left <= 0) {
+    snprintf(why, sizeof why, "left out: would take about %.0f s, %.0f are left", expected, left > 0 ? left : 0);
+  } else {
+    return false;
+  }
+  left_out(cell, why);
+  return true;
 }
 
 int rig_grid_run(const rig_grid *grid, const rig_cell *base) {
@@ -193,23 +223,14 @@ int rig_grid_run(const rig_grid *grid, const rig_cell *base) {
   rig_print_header(stdout);
   for (int i = 0; i < list->count; i++) {
     const rig_cell *cell = &list->cells[i];
-    double left = end - rig_now(), expected = rate * work(cell);
-    if (memory_of(cell) > memory) {
-      left_out(cell, "needs about %.1f GiB, %.1f are allowed", memory_of(cell) / 0x1p30, memory / 0x1p30);
-      continue;
-    }
-    if (expected > left || left <= 0) {
-      left_out(cell, "would take about %.0f s, %.0f are left", expected, left > 0 ? left : 0);
-      continue;
-    }
+    double left = end - rig_now();
+    if (does_not_fit(cell, memory, left, rate * work(cell))) continue;
     cell_outcome outcome = run_cell(cell, left + 30);
-    if (outcome.unsupported) {
-      left_out(cell, "not in this build or on this device, see above", 0, 0);
-      continue;
-    }
     if (!outcome.ok) {
-      left_out(cell, "FAILED after %.1f s", outcome.seconds, 0);
-      failed++;
+      char why[256];
+      snprintf(why, sizeof why, "%s: %s", outcome.unsupported ? "left out" : "FAILED", outcome.words);
+      left_out(cell, why);
+      failed += !outcome.unsupported;
       continue;
     }
     if (work(cell) > 1e9) rate = outcome.seconds / work(cell) > rate ? outcome.seconds / work(cell) : rate;

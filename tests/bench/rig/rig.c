@@ -22,7 +22,7 @@ rig_precision rig_precision_find(const char *name) {
 
 rig_cell rig_cell_defaults(void) {
   return (rig_cell){ .n = 4096, .d = 768, .m = 24576, .k = 32, .device = "cpu", .states = "f32", .repeats = 5,
-                     .product = true };
+                     .unit = RIG_PRECISIONS, .product = true };
 }
 
 void rig_check(sl_status status) {

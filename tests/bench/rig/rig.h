@@ -26,6 +26,7 @@ typedef struct {
   const char *device;            /* "cpu", "cuda", "cuda:1" */
   sl_sae_activation activation;
   rig_precision precision;
+  rig_precision unit;            /* of the product that the step is held against; RIG_PRECISIONS: the step's own */
   const char *input;             /* file of n * d raw float32, or NULL: random */
   const char *states;            /* Adam's moments: "f32" or "8bit" */
   bool low_memory;               /* gradients in blocks of latents, never whole (sl_sae_step) */

@@ -50,12 +50,13 @@ typedef struct {
   void *workspace; size_t workspace_bytes; size_t *need;
 } sl_sae_batch_select_args;
 
-/* SAELens' running mean of the least value kept, and the weight that it has gathered: mean = (1 - rate) mean + rate
- * numbers->smallest, weight = (1 - rate) weight + rate; where smallest is above 0 and the loss is finite. Both start at
- * 0, so mean / weight is the mean without its start. */
+/* The running mean of the least value kept: SAELens' T = (1 - rate) T + rate numbers->smallest, which starts at 0 and
+ * needs some multiples of 1 / rate batches to leave it, divided by the weight that it has gathered: with w' = (1 - rate)
+ * w + rate, threshold' = ((1 - rate) w threshold + rate smallest) / w'. Nothing where smallest is not above 0 or the
+ * loss is not finite. */
 typedef struct {
   const sl_sae_numbers *numbers;
-  float *threshold;              /* [2]: mean, weight */
+  float *threshold;              /* [2]: threshold, w; both 0 before the first batch */
   double rate;
 } sl_sae_follow_threshold_args;
 

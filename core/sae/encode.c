@@ -132,11 +132,10 @@ static sl_status thresholds(const sl_sae *sae, sl_tensor **out) {
     return SL_OK;
   }
   int64_t latents = sae->config.d_sae;
-  float running[2], *all = NULL;
+  float running[2], *all = NULL; /* 0 until it was trained: all that are positive */
   SL_TRY(sl_tensor_read(sae->threshold, running, sizeof running));
-  float value = running[1] > 0 ? running[0] / running[1] : 0; /* until it was trained: all that are positive */
   SL_TRY(sl_mem_alloc((size_t)latents * sizeof *all, "thresholds", (void **)&all));
-  for (int64_t i = 0; i < latents; i++) all[i] = value;
+  for (int64_t i = 0; i < latents; i++) all[i] = running[0];
   sl_status status = sl_tensor_create(sae->device, SL_F32, 1, &latents, out);
   if (status == SL_OK) {
     status = sl_tensor_write(*out, all, (size_t)latents * sizeof *all);

@@ -131,8 +131,8 @@ sl_status slk_cpu_sae_follow_threshold(sl_device *device, const sl_sae_follow_th
   (void)device;
   const sl_sae_numbers *numbers = args->numbers;
   if (!isfinite(numbers->loss) || !isfinite(numbers->smallest) || !(numbers->smallest > 0)) return SL_OK;
-  float *mean = &args->threshold[0], *weight = &args->threshold[1];
-  *mean = (float)((1 - args->rate) * (double)*mean + args->rate * numbers->smallest);
-  *weight = (float)((1 - args->rate) * (double)*weight + args->rate);
+  double before = (1 - args->rate) * (double)args->threshold[1], weight = before + args->rate;
+  args->threshold[0] = (float)((before * (double)args->threshold[0] + args->rate * numbers->smallest) / weight);
+  args->threshold[1] = (float)weight;
   return SL_OK;
 }

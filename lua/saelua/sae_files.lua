@@ -51,12 +51,9 @@ local function add_threshold(list, sae, checkpoint)
   if sae.architecture == "jumprelu" then
     list[#list + 1] = { "threshold", sae:parameter "threshold" }
   elseif sae.architecture == "batchtopk" then
-    local mean, weight = sae:parameter("threshold"):select(1, 1), sae:parameter("threshold"):select(1, 2):item()
-    if checkpoint then
-      list[#list + 1] = { "topk_threshold", mean }
-    else
-      list[#list + 1] = { "threshold", core.full({ sae.d_sae }, weight > 0 and mean:item() / weight or 0) }
-    end
+    local threshold = sae:parameter("threshold"):select(1, 1)
+    list[#list + 1] = checkpoint and { "topk_threshold", threshold }
+      or { "threshold", core.full({ sae.d_sae }, threshold:item()) }
   end
 end
 

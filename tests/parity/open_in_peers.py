@@ -44,26 +44,50 @@ class Opened:
         if os.path.exists(f"{folder}/sae.safetensors"):
             from sparsify import SparseCoder
             sae = SparseCoder.load_from_disk(folder)
-            self.package, self.k, self.d_in = "sparsify", sae.cfg.k, sae.d_in
+            self.package, self.rule, self.k, self.d_in = "sparsify", sae.cfg.activation, sae.cfg.k, sae.d_in
             self.W_enc, self.b_enc, self.W_dec = sae.encoder.weight, sae.encoder.bias, sae.W_dec
             self.shift, self.norms = sae.b_dec, 1.0
             self.reconstruct = lambda x: sae(x.to(sae.dtype)).sae_out.float()
         else:
-            from sae_lens import SAE
-            sae = SAE.load_from_disk(folder)
-            self.package, self.k, self.d_in = "sae_lens", sae.cfg.k, sae.cfg.d_in
+            sae = open_saelens(folder)
+            self.package, self.rule, self.d_in = "sae_lens", sae.cfg.architecture(), sae.cfg.d_in
+            self.k = getattr(sae.cfg, "k", None)
             self.W_enc, self.b_enc, self.W_dec = sae.W_enc.T, sae.b_enc, sae.W_dec
             self.shift = sae.b_dec if sae.cfg.apply_b_dec_to_input else torch.zeros_like(sae.b_dec)
-            self.norms = sae.W_dec.norm(dim=-1).double() if sae.cfg.rescale_acts_by_decoder_norm else 1.0
+            rescaled = getattr(sae.cfg, "rescale_acts_by_decoder_norm", False)
+            self.norms = sae.W_dec.norm(dim=-1).double() if rescaled else 1.0
             self.reconstruct = lambda x: sae(x.to(sae.dtype)).float()
         self.sae = sae
 
     def near_ties(self, x):
         p = ((x.double() - self.shift.double()) @ self.W_enc.double().T + self.b_enc.double()).relu() * self.norms
+        if self.rule in ("jumprelu", "batchtopk"):  # near the threshold
+            threshold = self.threshold()
+            return ((p - threshold).abs() <= 1e-5 * threshold.clamp_min(1e-3)).any(1)
+        if self.rule == "groupmax":
+            top = p.reshape(len(p), self.k, -1).topk(2, dim=2).values
+            return ((top[..., 0] - top[..., 1] <= 1e-5 * top[..., 0].clamp_min(1e-3)) & (top[..., 0] > 0)).any(1)
         if self.k >= p.shape[1]:
             return torch.zeros(len(x), dtype=torch.bool)
         top = p.topk(self.k + 1, dim=1).values
         return (top[:, -2] - top[:, -1] <= 1e-5 * top[:, -2].clamp_min(1e-3)) & (top[:, -2] > 0)
+
+
+    def threshold(self):
+        return (self.sae.threshold if self.rule == "jumprelu" else self.sae.topk_threshold.expand(1)).double()
+
+
+def open_saelens(folder):
+    """SAE.load_from_disk; a checkpoint of a BatchTopK SAE opens with the training class alone, which selects over the
+    batch, so it is exported as the package does it."""
+    import sae_lens
+    with open(f"{folder}/cfg.json") as file:
+        architecture = json.load(file)["architecture"]
+    if architecture != "batchtopk":
+        return sae_lens.SAE.load_from_disk(folder)
+    with tempfile.TemporaryDirectory() as exported:
+        sae_lens.BatchTopKTrainingSAE.load_from_disk(folder).save_inference_model(exported)
+        return sae_lens.SAE.load_from_disk(exported)
 
 
 @torch.no_grad()
@@ -117,6 +141,28 @@ def save_saelens(folder, dtype="float32", apply_b_dec_to_input=True, training=No
     (sae.save_inference_model if training == "inference" else sae.save_model)(folder)
 
 
+def save_jumprelu(folder, **options):
+    from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=8, d_sae=24, **options))
+    randomise([sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec], 5)
+    sae.threshold.data = torch.rand(24, generator=torch.Generator().manual_seed(6))
+    sae.save_model(folder)
+
+
+def save_batchtopk(folder, inference):
+    """After a few batches, so that the threshold has been somewhere; rows of the decoder are not unit."""
+    from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+    from sae_lens.saes.sae import TrainStepInput
+    sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=8, d_sae=24, k=4, topk_threshold_lr=0.1))
+    randomise([sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec], 7)
+    g = torch.Generator().manual_seed(8)
+    for _ in range(5):
+        sae.training_forward_pass(TrainStepInput(sae_in=torch.randn(64, 8, generator=g), coefficients={},
+                                                 dead_neuron_mask=None, n_training_steps=0, is_logging_step=False))
+    assert sae.topk_threshold > 0
+    (sae.save_inference_model if inference else sae.save_model)(folder)
+
+
 def save_sparsify(folder, dtype=torch.float32, k=4, **options):
     from sparsify import SparseCoder, SparseCoderConfig
     sae = SparseCoder(8, SparseCoderConfig(k=k, **options), dtype=dtype)
@@ -131,6 +177,11 @@ VARIANTS = {
     "saelens_training_inference": lambda f: save_saelens(f, training="inference"),
     "saelens_training_checkpoint": lambda f: save_saelens(f, training="checkpoint"),
     "saelens_all_latents": lambda f: save_saelens(f, k=24),
+    "saelens_jumprelu": lambda f: save_jumprelu(f),
+    "saelens_jumprelu_no_shift": lambda f: save_jumprelu(f, apply_b_dec_to_input=False),
+    "saelens_batchtopk_inference": lambda f: save_batchtopk(f, True),
+    "saelens_batchtopk_checkpoint": lambda f: save_batchtopk(f, False),
+    "sparsify_groupmax": lambda f: save_sparsify(f, num_latents=24, activation="groupmax"),
     "sparsify_topk": lambda f: save_sparsify(f, expansion_factor=3),
     "sparsify_num_latents": lambda f: save_sparsify(f, num_latents=24, normalize_decoder=False),
     "sparsify_bf16": lambda f: save_sparsify(f, dtype=torch.bfloat16, num_latents=24),

@@ -55,7 +55,9 @@ end
 
 describe("dictionaries that SAELens and sparsify saved", function()
   for _, name in ipairs { "saelens_topk", "saelens_no_shift", "saelens_f16", "saelens_training_inference",
-    "saelens_training_checkpoint", "saelens_all_latents", "sparsify_topk", "sparsify_num_latents", "sparsify_bf16" } do
+    "saelens_training_checkpoint", "saelens_all_latents", "saelens_jumprelu", "saelens_jumprelu_no_shift",
+    "saelens_batchtopk_inference", "saelens_batchtopk_checkpoint", "sparsify_topk", "sparsify_num_latents",
+    "sparsify_bf16", "sparsify_groupmax" } do
     it(name .. " reconstructs as in its package", function()
       assert.is_true(error_of(FIXTURES .. name) <= 2e-6)
     end)

@@ -230,14 +230,21 @@ static void test_follow_threshold(void **state) {
   float threshold[2] = { 0, 0 };
   sl_sae_numbers numbers = { .smallest = 1.2, .loss = 3 };
   sl_sae_follow_threshold_args args = { .numbers = &numbers, .threshold = threshold, .rate = 0.01 };
-  rig_check(rig_kernels()->sae_follow_threshold(sl_cpu_device(), &args));
-  assert_float_equal(threshold[0], 0.012f, 1e-9f); /* SAELens 6.54.12 */
-  assert_float_equal(threshold[1], 0.01f, 1e-9f);
+  double mean = 0;
+  for (int i = 0; i < 40; i++) {
+    mean = 0.99 * mean + 0.01 * numbers.smallest; /* SAELens 6.54.12; 0 -> 0.012 */
+    rig_check(rig_kernels()->sae_follow_threshold(sl_cpu_device(), &args));
+    assert_true(fabs((double)threshold[0] * (double)threshold[1] - mean) < 1e-6);
+    assert_true(fabs((double)threshold[1] - (1 - pow(0.99, i + 1))) < 1e-6);
+    if (i == 0) assert_float_equal(threshold[0], 1.2f, 1e-6f);
+    numbers.smallest += 0.03;
+  }
+  float before[2] = { threshold[0], threshold[1] };
   for (int i = 0; i < 3; i++) {
     numbers.smallest = i == 0 ? 0 : i == 1 ? (double)INFINITY : 1;
     numbers.loss = i == 2 ? (double)NAN : 1;
     rig_check(rig_kernels()->sae_follow_threshold(sl_cpu_device(), &args));
-    assert_float_equal(threshold[0], 0.012f, 1e-9f);
+    assert_memory_equal(threshold, before, sizeof before);
   }
 }
 

@@ -15,6 +15,8 @@ static sl_status run_topk(sl_sae *sae, const sl_sae_encode_request *request, con
                                    .panels = panels,
                                    .w = encoder,
                                    .dtype = request->dtype,
+                                   .w_screen = request->screen,
+                                   .slabs = request->u,
                                    .bias = sl_tensor_f32(sae->parameters[SL_SAE_B_ENC]),
                                    .codes = sl_codes_rows(request->codes, request->first, request->rows),
                                    .nonfinite = request->nonfinite };
@@ -86,6 +88,7 @@ typedef struct {
   const sl_tensor *x;              /* contiguous */
   int64_t k;                       /* 0: thresholds */
   sl_dtype dtype;
+  bool plain;
   sl_tensor *found;                /* findings */
   int64_t nonfinite;               /* tokens so far */
 } encode_call;
@@ -100,6 +103,7 @@ static sl_sae_encode_request request_of(const encode_call *call, sl_codes *codes
                                   .k = call->k,
                                   .select = call->sae->config.activation,
                                   .dtype = call->dtype,
+                                  .plain = call->plain,
                                   .codes = codes,
                                   .nonfinite = &found_at(call)->nonfinite,
                                   .overflow = &found_at(call)->overflow };
@@ -132,10 +136,11 @@ static sl_status thresholds(const sl_sae *sae, sl_tensor **out) {
     return SL_OK;
   }
   int64_t latents = sae->config.d_sae;
-  float running[2], *all = NULL; /* 0 until it was trained: all that are positive */
+  float running[2], *all = NULL;
   SL_TRY(sl_tensor_read(sae->threshold, running, sizeof running));
+  float value = running[1] > 0 ? running[0] / running[1] : 0; /* until it was trained: all that are positive */
   SL_TRY(sl_mem_alloc((size_t)latents * sizeof *all, "thresholds", (void **)&all));
-  for (int64_t i = 0; i < latents; i++) all[i] = running[0];
+  for (int64_t i = 0; i < latents; i++) all[i] = value;
   sl_status status = sl_tensor_create(sae->device, SL_F32, 1, &latents, out);
   if (status == SL_OK) {
     status = sl_tensor_write(*out, all, (size_t)latents * sizeof *all);
@@ -191,7 +196,7 @@ static sl_status batch_with_room(encode_call *call, sl_codes *codes, int64_t roo
   SL_TRY(sl_codes_create(call->sae->device, codes->rows, codes->n_latents, codes->rows * room, &candidates));
   sl_sae_encode_request request = request_of(call, candidates, 0, codes->rows);
   request.k = room, request.select = SL_SAE_TOPK;
-  sl_sae_batch_request select = { .x = request.x, .dtype = call->dtype, .keep = codes->rows * call->k, .room = room,
+  sl_sae_batch_request select = { .x = request.x, .dtype = call->dtype, .plain = call->plain, .keep = codes->rows * call->k, .room = room,
                                   .candidates = &candidates, .out = codes, .smallest = &found_at(call)->smallest,
                                   .crowded = &found_at(call)->crowded };
   sl_status status = encode_run(call, &request, found);
@@ -231,6 +236,7 @@ static sl_status encode_all(encode_call *call, sl_codes *codes) {
 
 sl_status sl_sae_encode(sl_sae *sae, const sl_tensor *x, const sl_sae_encode_opts *opts, sl_codes **out) {
   encode_call call = { .sae = sae, .k = opts ? opts->k : 0, .dtype = opts ? opts->dtype : SL_F32 };
+  call.plain = opts && opts->plain;
   if (call.k != 0 || sae->config.activation != SL_SAE_BATCHTOPK) SL_TRY(sl__sae_choose_k(sae, "encode", &call.k));
   sl_tensor *input;
   SL_TRY(sl__sae_input(sae, x, "encode", &input));

@@ -131,6 +131,7 @@ static sl_status encode_multi(loss_state *state, piece_span span) {
                                     .k = state->most[SL_SAE_MULTI],
                                     .select = SL_SAE_TOPK,
                                     .dtype = state->opts.dtype,
+                                    .plain = state->opts.plain,
                                     .codes = state->codes[SL_SAE_MULTI],
                                     .nonfinite = sl_tensor_data(counted) };
   sl_status status = sl__sae_encode_rows(state->sae, &request);
@@ -147,6 +148,7 @@ static sl_status encode_piece(loss_state *state, piece_span span) {
                                     .k = state->most[widest],
                                     .select = groups ? SL_SAE_GROUPMAX : SL_SAE_TOPK,
                                     .dtype = state->opts.dtype,
+                                    .plain = state->opts.plain,
                                     .codes = state->codes[widest],
                                     .u = sl_tensor_data(state->buffers.u),
                                     .nonfinite = &numbers_of(state)->nonfinite };
@@ -169,6 +171,7 @@ static sl_status select_batch(loss_state *state) {
   sl_sae_numbers *numbers = numbers_of(state);
   sl_sae_batch_request request = { .x = sl_tensor_f32(state->x),
                                    .dtype = state->opts.dtype,
+                                   .plain = state->opts.plain,
                                    .keep = state->x->shape[0] * state->opts.k,
                                    .room = sl__sae_batch_room(state->sae, state->opts.k),
                                    .candidates = &state->candidates,

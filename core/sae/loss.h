@@ -25,6 +25,7 @@ typedef struct {
   double multi_alpha;              /* 0 = no multi-TopK; sparsify: 1/8 */
   int64_t micro_acc_steps;         /* 0 or 1 = the batch at once */
   sl_dtype dtype;                  /* of the encoder product */
+  bool plain;                      /* see sl_sae_encode_opts */
 } sl_sae_loss_opts;
 
 /* fvu, no extras, float32. */

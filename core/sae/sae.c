@@ -209,17 +209,20 @@ sl_status sl_sae_parameters_changed(sl_sae *sae) {
   return sae->w_enc_bf16 ? round_encoder(sae) : SL_OK;
 }
 
+static sl_status need_bf16_encoder(sl_sae *sae) {
+  if (sae->w_enc_bf16) return SL_OK;
+  sl_memory_label before = sl_memory_set_label(SL_MEMORY_PARAMETERS);
+  sl_status status = sl_tensor_create_like(sae->parameters[SL_SAE_W_ENC], SL_BF16, &sae->w_enc_bf16);
+  sl_memory_set_label(before);
+  SL_TRY(status);
+  return round_encoder(sae);
+}
+
 sl_status sl__sae_encoder(sl_sae *sae, sl_dtype dtype, const void **out) {
   if (dtype != SL_F32 && dtype != SL_BF16)
     return sl_fail(SL_EDTYPE, "sae: the encoder product runs in f32 or bf16, not in %s",
                    sl_dtype_name(dtype));
-  if (dtype == SL_BF16 && !sae->w_enc_bf16) {
-    sl_memory_label before = sl_memory_set_label(SL_MEMORY_PARAMETERS);
-    sl_status status = sl_tensor_create_like(sae->parameters[SL_SAE_W_ENC], SL_BF16, &sae->w_enc_bf16);
-    sl_memory_set_label(before);
-    SL_TRY(status);
-    SL_TRY(round_encoder(sae));
-  }
+  if (dtype == SL_BF16) SL_TRY(need_bf16_encoder(sae));
   *out = sl_tensor_data(dtype == SL_BF16 ? sae->w_enc_bf16 : sae->parameters[SL_SAE_W_ENC]);
   return SL_OK;
 }
@@ -304,42 +307,70 @@ sl_status sl__sae_slab_bytes(const sl_sae *sae, int64_t rows, size_t *out) {
   return SAE_RUN(sae->device, sae_pack, &args);
 }
 
-static sl_status pack(const sl_sae *sae, const float *x, int64_t rows, sl_dtype dtype, void *panels,
-                      float *slabs) {
+static sl_sae_pack_args pack_args(const sl_sae *sae, const float *x, int64_t rows) {
   const float *b_dec = sl_tensor_f32(sae->parameters[SL_SAE_B_DEC]);
-  sl_sae_pack_args args = { .n = rows,
-                            .d = sae->config.d_in,
-                            .x = x,
-                            .dtype = dtype,
-                            .panels = panels,
-                            .slabs = slabs,
-                            .shift = sae->config.apply_b_dec_to_input ? b_dec : NULL };
-  return SAE_RUN(sae->device, sae_pack, &args);
+  return (sl_sae_pack_args){ .n = rows,
+                             .d = sae->config.d_in,
+                             .x = x,
+                             .dtype = SL_F32,
+                             .shift = sae->config.apply_b_dec_to_input ? b_dec : NULL };
 }
 
 sl_status sl__sae_pack_slabs(const sl_sae *sae, const float *x, int64_t rows, float *slabs) {
-  return pack(sae, x, rows, SL_F32, NULL, slabs);
+  sl_sae_pack_args args = pack_args(sae, x, rows);
+  args.slabs = slabs;
+  return SAE_RUN(sae->device, sae_pack, &args);
 }
 
-static sl_status encode_rows(sl_sae *sae, sl_sae_encode_request *request, sl_tensor **panels,
-                             sl_tensor **workspace) {
+/* Screening, where it is allowed and the device says that it pays: the bf16 encoder, and slabs, to *holder if the caller
+ * wanted none. */
+static sl_status prepare_screen(sl_sae *sae, sl_sae_encode_request *request, sl_tensor **holder) {
+  bool wanted = false;
+  sl_sae_encode_topk_args query = { .n = request->rows, .d = sae->config.d_in, .m = sae->config.d_sae,
+                                    .k = request->k, .dtype = request->dtype, .k_dead = request->k_dead,
+                                    .wants_screen = &wanted };
+  if (request->plain || request->dtype != SL_F32 || request->select != SL_SAE_TOPK) return SL_OK;
+  if (request->dead) query.dead = sl_tensor_data(request->dead);
+  SL_TRY(SAE_RUN(sae->device, sae_encode_topk, &query));
+  if (!wanted) return SL_OK;
+  SL_TRY(need_bf16_encoder(sae));
+  request->screen = sl_tensor_data(sae->w_enc_bf16);
+  if (request->u) return SL_OK;
+  size_t slab_bytes;
+  SL_TRY(sl__sae_slab_bytes(sae, request->rows, &slab_bytes));
+  SL_TRY(sl__sae_workspace(sae->device, slab_bytes, holder));
+  request->u = sl_tensor_data(*holder);
+  return SL_OK;
+}
+
+/* Work memory of an encode. */
+typedef struct { sl_tensor *panels, *slabs, *workspace; } encode_memory;
+
+static sl_status encode_rows(sl_sae *sae, sl_sae_encode_request *request, encode_memory *memory) {
   const void *encoder;
   SL_TRY(sl__sae_encoder(sae, request->dtype, &encoder));
+  SL_TRY(prepare_screen(sae, request, &memory->slabs));
   size_t panel_bytes;
-  sl_sae_pack_args query = {
-    .n = request->rows, .d = sae->config.d_in, .dtype = request->dtype, .need_panels = &panel_bytes
-  };
-  SL_TRY(SAE_RUN(sae->device, sae_pack, &query));
-  SL_TRY(sl__sae_workspace(sae->device, panel_bytes, panels));
-  SL_TRY(pack(sae, request->x, request->rows, request->dtype, sl_tensor_data(*panels), request->u));
-  return sl__sae_run_encoder(sae, request, sl_tensor_data(*panels), encoder, workspace);
+  sl_sae_pack_args args = pack_args(sae, request->x, request->rows);
+  args.dtype = request->dtype;
+  args.screen = request->screen != NULL;
+  args.need_panels = &panel_bytes;
+  SL_TRY(SAE_RUN(sae->device, sae_pack, &args));
+  args.need_panels = NULL;
+  SL_TRY(sl__sae_workspace(sae->device, panel_bytes, &memory->panels));
+  args.panels = sl_tensor_data(memory->panels);
+  args.slabs = request->u;
+  SL_TRY(SAE_RUN(sae->device, sae_pack, &args));
+  return sl__sae_run_encoder(sae, request, args.panels, encoder, &memory->workspace);
 }
 
 sl_status sl__sae_encode_rows(sl_sae *sae, sl_sae_encode_request *request) {
-  sl_tensor *panels = NULL, *workspace = NULL;
-  sl_status status = encode_rows(sae, request, &panels, &workspace);
-  sl_tensor_release(panels);
-  sl_tensor_release(workspace);
+  encode_memory memory = { 0 };
+  sl_sae_encode_request own = *request; /* slabs of ours are not the caller's */
+  sl_status status = encode_rows(sae, &own, &memory);
+  sl_tensor_release(memory.panels);
+  sl_tensor_release(memory.slabs);
+  sl_tensor_release(memory.workspace);
   return status;
 }
 

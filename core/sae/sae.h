@@ -62,9 +62,10 @@ typedef struct sl_sae {
   sl_sae_config config;
   sl_tensor *parameters[SL_SAE_PARAMETERS]; /* W_enc [d_sae, d_in], b_enc [d_sae], W_dec [d_sae, d_in], b_dec
                                                [d_in] */
-  sl_tensor *w_enc_bf16; /* [d_sae, d_in], once a bf16 product was asked for; kept current by the optimiser */
-  sl_tensor *threshold;            /* f32; jumprelu: [d_sae]; batchtopk: [2], the threshold and the
-                                      weight of its running mean (see sl_sae_follow_threshold_args); else NULL */
+  sl_tensor *w_enc_bf16; /* [d_sae, d_in], once a bf16 product was asked for, or is made first (screening); kept current by
+                            the optimiser */
+  sl_tensor *threshold;            /* f32; jumprelu: [d_sae]; batchtopk: [2], the running mean and its
+                                      weight (see sl_sae_follow_threshold_args), whose ratio is used; else NULL */
   sl_tensor *tokens_since_fired;   /* i64 [d_sae] */
   sl_tensor *fire_counts;          /* i64 [d_sae]: tokens that used the latent in the present window */
   int64_t window_tokens;           /* tokens of that window */
@@ -98,6 +99,7 @@ typedef struct {
   int64_t k;                       /* 0 = the configured k, or the thresholds. batchtopk: > 0 selects rows * k over all of
                                       x, as a loss does. jumprelu: 0 */
   sl_dtype dtype;                  /* of the product: SL_F32 or SL_BF16 (inputs rounded, float32 sums) */
+  bool plain;                      /* f32 without a bf16 product first: same result, slower; for measuring */
 } sl_sae_encode_opts;
 
 /* x f32 [tokens, d_in] -> codes. opts NULL: defaults. SL_EINVAL where pre-activations are not finite, with

@@ -76,12 +76,14 @@ typedef struct {
   const float *threshold;
   int64_t *overflow;
   sl_dtype dtype;
+  bool plain;
   sl_codes *codes;
   const sl_tensor *dead;           /* u8 [d_sae] or NULL */
   int64_t k_dead;
   sl_codes *dead_codes;
   float *u;
   int64_t *nonfinite;              /* on the device, added to */
+  const uint16_t *screen;          /* filled on the way: W_enc in bf16, where the device screens with it */
 } sl_sae_encode_request;
 sl_status sl__sae_encode_rows(sl_sae *sae, sl_sae_encode_request *request);
 /* Its last part: the kernel. */
@@ -94,6 +96,7 @@ sl_status sl__sae_run_encoder(sl_sae *sae, const sl_sae_encode_request *request,
 typedef struct {
   const float *x;
   sl_dtype dtype;
+  bool plain;
   int64_t keep, room;
   sl_codes **candidates;           /* replaced by others where tokens need more room */
   sl_codes *out;                   /* room for `keep` */

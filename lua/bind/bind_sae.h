@@ -13,8 +13,8 @@
 sl_sae *sl_lua_check_sae(lua_State *L, int index);
 /* Pushes a box around the codes, taking over one reference. */
 void sl_lua_push_codes(lua_State *L, sl_codes *codes);
-/* "f32" or "bf16" from the option of that name. */
-sl_dtype sl_lua_option_product_dtype(lua_State *L, int index, const char *name);
+/* "f32", "f32_plain" or "bf16" from the option of that name; see sl_sae_encode_opts. */
+sl_dtype sl_lua_option_product_dtype(lua_State *L, int index, const char *name, bool *plain);
 
 void sl_lua_open_codes(lua_State *L);
 void sl_lua_open_sae(lua_State *L);

@@ -9,9 +9,11 @@
 
 sl_sae *sl_lua_check_sae(lua_State *L, int index) { return sl_lua_check_box(L, index, SL_LUA_SAE, "the SAE"); }
 
-sl_dtype sl_lua_option_product_dtype(lua_State *L, int index, const char *name) {
-  static const char *const names[] = { "f32", "bf16", NULL };
-  return sl_lua_check_choice(L, sl_lua_option_string(L, index, name, "f32"), name, names) ? SL_BF16 : SL_F32;
+sl_dtype sl_lua_option_product_dtype(lua_State *L, int index, const char *name, bool *plain) {
+  static const char *const names[] = { "f32", "f32_plain", "bf16", NULL };
+  int choice = sl_lua_check_choice(L, sl_lua_option_string(L, index, name, "f32"), name, names);
+  *plain = choice == 1;
+  return choice == 2 ? SL_BF16 : SL_F32;
 }
 
 /*** Makes a dictionary with sparsify's start: W_enc uniform in (-1/sqrt(d_in), 1/sqrt(d_in)), W_dec its rows (of length
@@ -43,15 +45,16 @@ static int sae_new(lua_State *L) {
  * @function encode
  * @tparam Tensor x f32 [tokens, d_in]
  * @tparam[opt] table options k (the configured one; batchtopk: the threshold, or with k the rows * k largest of x;
- *   jumprelu has none), dtype ("f32"; "bf16": the product in bf16)
+ *   jumprelu has none), dtype ("f32", from a bf16 product first where that is faster, with the
+ *   same result to the bit; "f32_plain": never so; "bf16": the product in bf16)
  * @treturn Codes */
 static int sae_encode(lua_State *L) {
   static const char *const names[] = { "k", "dtype", NULL };
   sl_sae *sae = sl_lua_check_sae(L, 1);
   sl_tensor *x = sl_lua_check_tensor(L, 2);
   sl_lua_check_options(L, 3, "encode", names);
-  sl_sae_encode_opts opts = { .k = sl_lua_option_integer(L, 3, "k", 0),
-                              .dtype = sl_lua_option_product_dtype(L, 3, "dtype") };
+  sl_sae_encode_opts opts = { .k = sl_lua_option_integer(L, 3, "k", 0) };
+  opts.dtype = sl_lua_option_product_dtype(L, 3, "dtype", &opts.plain);
   void **box = sl_lua_new_box(L, SL_LUA_CODES);
   SL_LUA_TRY(L, sl_sae_encode(sae, x, &opts, (sl_codes **)box));
   sl_lua_pressure(L);
@@ -71,7 +74,7 @@ static int sae_decode(lua_State *L) {
 }
 
 /*** One parameter, live: W_enc [d_sae, d_in], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in]; and threshold, of
- * jumprelu [d_sae], of batchtopk [2] (the threshold, and the weight that its running mean has gathered). To change it, use set_parameter.
+ * jumprelu [d_sae], of batchtopk [2] (running mean and its weight; encode uses mean / weight). To change it, use set_parameter.
  * @function parameter
  * @tparam string name
  * @treturn Tensor */

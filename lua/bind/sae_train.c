@@ -41,7 +41,7 @@ static int sae_loss(lua_State *L) {
   opts.dead_feature_threshold = sl_lua_option_integer(L, 3, "dead_feature_threshold", 10000000);
   opts.multi_alpha = sl_lua_option_number(L, 3, "multi_alpha", opts.multi_alpha);
   opts.micro_acc_steps = sl_lua_option_integer(L, 3, "micro_acc_steps", 1);
-  opts.dtype = sl_lua_option_product_dtype(L, 3, "dtype");
+  opts.dtype = sl_lua_option_product_dtype(L, 3, "dtype", &opts.plain);
   loss_box *box = lua_newuserdata(L, sizeof *box);
   *box = (loss_box){ 0 };
   luaL_getmetatable(L, SL_LUA_LOSS);

@@ -85,7 +85,7 @@ fi
 
 # -- Build ---------------------------------------------------------------------------------------------------------
 
-dir=$root/build/gpu-check
+dir=${SAELUA_GPU_CHECK_DIR:-$root/build/gpu-check}
 log=$dir/logs
 mkdir -p "$log"
 if [ -f "$dir/CMakeCache.txt" ] && ! grep -qxF "CMAKE_HOME_DIRECTORY:INTERNAL=$root" "$dir/CMakeCache.txt"; then

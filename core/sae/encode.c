@@ -136,11 +136,10 @@ static sl_status thresholds(const sl_sae *sae, sl_tensor **out) {
     return SL_OK;
   }
   int64_t latents = sae->config.d_sae;
-  float running[2], *all = NULL;
+  float running[2], *all = NULL; /* 0 until it was trained: all that are positive */
   SL_TRY(sl_tensor_read(sae->threshold, running, sizeof running));
-  float value = running[1] > 0 ? running[0] / running[1] : 0; /* until it was trained: all that are positive */
   SL_TRY(sl_mem_alloc((size_t)latents * sizeof *all, "thresholds", (void **)&all));
-  for (int64_t i = 0; i < latents; i++) all[i] = value;
+  for (int64_t i = 0; i < latents; i++) all[i] = running[0];
   sl_status status = sl_tensor_create(sae->device, SL_F32, 1, &latents, out);
   if (status == SL_OK) {
     status = sl_tensor_write(*out, all, (size_t)latents * sizeof *all);
@@ -196,8 +195,8 @@ static sl_status batch_with_room(encode_call *call, sl_codes *codes, int64_t roo
   SL_TRY(sl_codes_create(call->sae->device, codes->rows, codes->n_latents, codes->rows * room, &candidates));
   sl_sae_encode_request request = request_of(call, candidates, 0, codes->rows);
   request.k = room, request.select = SL_SAE_TOPK;
-  sl_sae_batch_request select = { .x = request.x, .dtype = call->dtype, .plain = call->plain, .keep = codes->rows * call->k, .room = room,
-                                  .candidates = &candidates, .out = codes, .smallest = &found_at(call)->smallest,
+  sl_sae_batch_request select = { .x = request.x, .dtype = call->dtype, .plain = call->plain, .keep = codes->rows * call->k,
+                                  .room = room, .candidates = &candidates, .out = codes, .smallest = &found_at(call)->smallest,
                                   .crowded = &found_at(call)->crowded };
   sl_status status = encode_run(call, &request, found);
   if (status == SL_OK) status = sl__sae_batch_select(call->sae, &select);

@@ -64,8 +64,8 @@ typedef struct sl_sae {
                                                [d_in] */
   sl_tensor *w_enc_bf16; /* [d_sae, d_in], once a bf16 product was asked for, or is made first (screening); kept current by
                             the optimiser */
-  sl_tensor *threshold;            /* f32; jumprelu: [d_sae]; batchtopk: [2], the running mean and its
-                                      weight (see sl_sae_follow_threshold_args), whose ratio is used; else NULL */
+  sl_tensor *threshold;            /* f32; jumprelu: [d_sae]; batchtopk: [2], the threshold and the
+                                      weight of its running mean (see sl_sae_follow_threshold_args); else NULL */
   sl_tensor *tokens_since_fired;   /* i64 [d_sae] */
   sl_tensor *fire_counts;          /* i64 [d_sae]: tokens that used the latent in the present window */
   int64_t window_tokens;           /* tokens of that window */

@@ -74,7 +74,7 @@ static int sae_decode(lua_State *L) {
 }
 
 /*** One parameter, live: W_enc [d_sae, d_in], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in]; and threshold, of
- * jumprelu [d_sae], of batchtopk [2] (running mean and its weight; encode uses mean / weight). To change it, use set_parameter.
+ * jumprelu [d_sae], of batchtopk [2] (the threshold, and the weight that its running mean has gathered). To change it, use set_parameter.
  * @function parameter
  * @tparam string name
  * @treturn Tensor */

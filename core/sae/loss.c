@@ -425,41 +425,39 @@ sl_status sl_sae_loss_codes(const sl_sae_loss *loss, sl_codes **out) {
 /* -- Backward -- */
 
 /* The gradient kernel's arguments for one term on `rows` tokens; the workspace is left out. */
-static sl_status backward_args(loss_state *state, int i, int64_t rows, double grad_scale,
-                               sl_sae_backward_args *out) {
-  sl_sae *sae = state->sae;
-  term_buffers *term = &state->buffers.terms[i];
-  *out = (sl_sae_backward_args){ .n = rows,
-                                 .m = sae->config.d_sae,
-                                 .d_in = sae->config.d_in,
-                                 .d_out = sae->config.d_in,
-                                 .index = index_of(term),
-                                 .residual = sl_tensor_data(term->residual),
-                                 .scale = grad_scale,
-                                 .factor = &numbers_of(state)->factor[i],
-                                 .u = sl_tensor_data(state->buffers.u),
-                                 .w_dec = sl_tensor_f32(sae->parameters[SL_SAE_W_DEC]),
-                                 .code_gradients = sl_tensor_f32(term->code_gradients),
-                                 .most = entries_of(state, i, rows) };
-  if (i != SL_SAE_AUXK)
-    out->column_sums = sl_tensor_data(term->column_sums); /* AuxK reconstructs without b_dec */
-  return sl__sae_gradients(sae, &out->gradients);
+static sl_sae_backward_args backward_args(const loss_state *state, int i, int64_t rows, const sl_sae_block *block,
+                                          double grad_scale) {
+  const sl_sae *sae = state->sae;
+  const term_buffers *term = &state->buffers.terms[i];
+  int64_t d = sae->config.d_in;
+  sl_sae_backward_args args = { .n = rows,
+                                .m = block->rows,
+                                .d_in = d,
+                                .d_out = d,
+                                .index = index_of(term),
+                                .residual = sl_tensor_data(term->residual),
+                                .scale = grad_scale,
+                                .factor = &numbers_of(state)->factor[i],
+                                .u = sl_tensor_data(state->buffers.u),
+                                .w_dec = sl_tensor_f32(sae->parameters[SL_SAE_W_DEC]) + block->first * d,
+                                .gradients = block->gradients,
+                                .code_gradients = sl_tensor_f32(term->code_gradients),
+                                .most = entries_of(state, i, rows) };
+  args.index.offsets += block->first;
+  /* Once, not for each block; and AuxK reconstructs without b_dec. */
+  if (i != SL_SAE_AUXK && block->first == 0) args.column_sums = sl_tensor_data(term->column_sums);
+  return args;
 }
 
-static sl_status backward_term(loss_state *state, int i, piece_span span, double grad_scale) {
-  sl_sae_backward_args args;
-  SL_TRY(backward_args(state, i, span.rows, grad_scale, &args));
+static sl_status backward_term(loss_state *state, int i, int64_t rows, const sl_sae_block *block, double grad_scale) {
+  sl_sae_backward_args args = backward_args(state, i, rows, block, grad_scale);
   args.workspace = sl_tensor_data(state->buffers.terms[i].work);
   args.workspace_bytes = (size_t)state->buffers.terms[i].work->shape[0]; /* u8 */
   return SAE_RUN(state->sae->device, sae_backward, &args);
 }
 
-/* All that is large, before the first gradient is added: a lack of memory then leaves a loss that may be
- * tried again. */
-static sl_status make_backward_buffers(loss_state *state) {
+static sl_status make_backward_buffers(loss_state *state, const sl_sae_block *block) {
   sl_device *device = state->sae->device;
-  sl_sae_gradients made;
-  SL_TRY(sl__sae_gradients(state->sae, &made));
   if (!state->kept) {
     release_buffers(&state->buffers);
     SL_TRY(make_buffers(state));
@@ -469,14 +467,30 @@ static sl_status make_backward_buffers(loss_state *state) {
     if (!state->codes[i] || term->work) continue;
     int64_t entries = entries_of(state, i, state->piece_rows);
     if (!term->code_gradients) SL_TRY(sl_tensor_create(device, SL_F32, 1, &entries, &term->code_gradients));
-    sl_sae_backward_args args;
     size_t need;
-    SL_TRY(backward_args(state, i, state->piece_rows, 1, &args));
+    sl_sae_backward_args args = backward_args(state, i, state->piece_rows, block, 1);
     args.need = &need;
     SL_TRY(SAE_RUN(device, sae_backward, &args));
     SL_TRY(sl__sae_bytes(device, need, &term->work));
   }
   return SL_OK;
+}
+
+/* All that is large, before the first gradient is added: a lack of memory then leaves a loss that may be
+ * tried again. */
+sl_status sl__sae_loss_begin(sl_sae_loss *loss, const sl_sae_block *block) {
+  loss_state *state = loss->state;
+  if (state->spent) return sl_fail(SL_ESTATE, "backward: this loss has been through backward already");
+  if (loss->read && !isfinite(loss->loss))
+    return sl_fail(SL_EINVAL,
+                   "backward: the loss is not finite (%lld of %lld tokens have pre-activations that are not)",
+                   (long long)loss->nonfinite, (long long)loss->tokens);
+  SL_TRY(sl_interrupt_check());
+  sl_memory_label before = sl_memory_set_label(SL_MEMORY_BATCH);
+  sl_status status = make_backward_buffers(state, block);
+  sl_memory_set_label(before);
+  state->spent = status == SL_OK;
+  return status;
 }
 
 /* The batch counts once: all its tokens at the first piece, none at the others. */
@@ -498,33 +512,47 @@ static sl_status follow_threshold(loss_state *state) {
   return SAE_RUN(sae->device, sae_follow_threshold, &args);
 }
 
-static sl_status backward_piece(loss_state *state, int64_t piece, double grad_scale) {
+static sl_status backward_piece(loss_state *state, int64_t piece, const sl_sae_block *all, double grad_scale) {
   piece_span span = span_of(state, piece);
   if (!state->kept) {
     SL_TRY(sl__sae_pack_slabs(state->sae, rows_of(state, span), span.rows, sl_tensor_data(state->buffers.u)));
     SL_TRY(residuals(state, span, false));
   }
   for (int i = 0; i < SL_SAE_TERMS; i++)
-    if (state->codes[i]) SL_TRY(backward_term(state, i, span, grad_scale));
+    if (state->codes[i]) SL_TRY(backward_term(state, i, span.rows, all, grad_scale));
   return note_fired(state, piece == 0 ? state->x->shape[0] : 0);
 }
 
-sl_status sl_sae_backward(sl_sae_loss *loss, double grad_scale) {
+static sl_status finish_batch(sl_sae_loss *loss) {
   loss_state *state = loss->state;
-  if (state->spent) return sl_fail(SL_ESTATE, "backward: this loss has been through backward already");
-  if (loss->read && !isfinite(loss->loss))
-    return sl_fail(SL_EINVAL,
-                   "backward: the loss is not finite (%lld of %lld tokens have pre-activations that are not)",
-                   (long long)loss->nonfinite, (long long)loss->tokens);
-  SL_TRY(sl_interrupt_check());
-  sl_memory_label before = sl_memory_set_label(SL_MEMORY_BATCH);
-  sl_status made = make_backward_buffers(state);
-  sl_memory_set_label(before);
-  SL_TRY(made);
-  state->spent = true;
-  for (int64_t piece = 0; piece < state->pieces; piece++) SL_TRY(backward_piece(state, piece, grad_scale));
   if (selects_batch(state)) SL_TRY(follow_threshold(state));
   state->sae->window_tokens += loss->tokens;
   release_batch(state);
   return SL_OK;
+}
+
+sl_status sl_sae_backward(sl_sae_loss *loss, double grad_scale) {
+  loss_state *state = loss->state;
+  sl_sae_block all;
+  SL_TRY(sl__sae_gradients(state->sae, &all));
+  SL_TRY(sl__sae_loss_begin(loss, &all));
+  state->sae->gradients->pending = true;
+  for (int64_t piece = 0; piece < state->pieces; piece++) SL_TRY(backward_piece(state, piece, &all, grad_scale));
+  return finish_batch(loss);
+}
+
+sl_status sl__sae_loss_block(sl_sae_loss *loss, const sl_sae_block *block, double grad_scale) {
+  loss_state *state = loss->state;
+  for (int i = 0; i < SL_SAE_TERMS; i++)
+    if (state->codes[i]) SL_TRY(backward_term(state, i, state->x->shape[0], block, grad_scale));
+  return SL_OK;
+}
+
+sl_sae *sl__sae_loss_dictionary(const sl_sae_loss *loss) { return loss->state->sae; }
+int64_t sl__sae_loss_pieces(const sl_sae_loss *loss) { return loss->state->pieces; }
+
+sl_status sl__sae_loss_end(sl_sae_loss *loss) {
+  loss_state *state = loss->state;
+  SL_TRY(note_fired(state, state->x->shape[0]));
+  return finish_batch(loss);
 }

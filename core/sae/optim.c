@@ -136,20 +136,36 @@ static void add_moments(const sl_sae_optim *optim, sl_sae_update_args *args) {
   args->map2 = args->map1 + SL_MAP_SIZE;
 }
 
-sl_status sl_sae_optim_step(sl_sae_optim *optim, double lr) {
+static float *from_row(float *matrix, int64_t row, int64_t columns) { return matrix ? matrix + row * columns : NULL; }
+
+/* The parameters (or float32 moments) from latent `first` on. */
+static sl_sae_parameters from_latent(sl_sae_parameters p, int64_t first, int64_t d) {
+  return (sl_sae_parameters){ .w_enc = from_row(p.w_enc, first, d),
+                              .b_enc = from_row(p.b_enc, first, 1),
+                              .w_dec = from_row(p.w_dec, first, d),
+                              .b_dec = p.b_dec };
+}
+
+static sl_sae_moment8 coded_from_latent(sl_sae_moment8 p, int64_t first, int64_t d) {
+  if (!p.w_enc) return p;
+  int64_t blocks = (d + SL_SAE_BLOCK8 - 1) / SL_SAE_BLOCK8;
+  return (sl_sae_moment8){ .w_enc = p.w_enc + first * d,
+                           .w_dec = p.w_dec + first * d,
+                           .absmax_enc = p.absmax_enc + first * blocks,
+                           .absmax_dec = p.absmax_dec + first * blocks };
+}
+
+sl_status sl__sae_optim_update(sl_sae_optim *optim, const sl_sae_block *block, double lr, bool last) {
   sl_sae *sae = optim->sae;
   const sl_sae_optim_config *config = &optim->config;
-  SL_TRY(sl_interrupt_check());
-  if (!isfinite(lr)) return sl_fail(SL_EINVAL, "optim: the learning rate is not finite");
-  SL_TRY(sl__sae_finish_gradients(sae, sl_tensor_data(optim->sum_squares)));
-  optim->stepped = true;
-  SL_TRY(refuse_nonfinite(optim));
-  sl_sae_update_args args = { .m = sae->config.d_sae,
-                              .d_in = sae->config.d_in,
-                              .d_out = sae->config.d_in,
+  int64_t first = block->first, d = sae->config.d_in;
+  sl_sae_update_args args = { .m = block->rows,
+                              .d_in = d,
+                              .d_out = d,
                               .rule = config->rule,
-                              .parameters = sl__sae_parameters(sae->parameters),
-                              .total_b_dec = sl_tensor_f32(sae->gradients->total_b_dec),
+                              .parameters = from_latent(sl__sae_parameters(sae->parameters), first, d),
+                              .gradients = block->gradients,
+                              .total_b_dec = last ? block->total_b_dec : NULL,
                               .sum_squares = sl_tensor_data(optim->sum_squares),
                               .clip_norm = config->clip_norm,
                               .project = sae->config.normalize_decoder,
@@ -159,11 +175,27 @@ sl_status sl_sae_optim_step(sl_sae_optim *optim, double lr) {
                               .beta2 = (float)config->beta2,
                               .eps = (float)config->eps,
                               .weight_decay = (float)config->weight_decay,
-                              .step = optim->step + 1,
-                              .w_enc_bf16 = sae->w_enc_bf16 ? sl_tensor_data(sae->w_enc_bf16) : NULL };
-  SL_TRY(sl__sae_gradients(sae, &args.gradients));
+                              .step = optim->step + 1 };
+  if (sae->w_enc_bf16) args.w_enc_bf16 = (uint16_t *)sl_tensor_data(sae->w_enc_bf16) + first * d;
   add_moments(optim, &args);
-  SL_TRY(SAE_RUN(sae->device, sae_update, &args));
+  args.moment1 = from_latent(args.moment1, first, d);
+  args.moment2 = from_latent(args.moment2, first, d);
+  args.moment1_8 = coded_from_latent(args.moment1_8, first, d);
+  args.moment2_8 = coded_from_latent(args.moment2_8, first, d);
+  return SAE_RUN(sae->device, sae_update, &args);
+}
+
+sl_status sl_sae_optim_step(sl_sae_optim *optim, double lr) {
+  sl_sae *sae = optim->sae;
+  sl_sae_block all;
+  SL_TRY(sl_interrupt_check());
+  if (!isfinite(lr)) return sl_fail(SL_EINVAL, "optim: the learning rate is not finite");
+  SL_TRY(sl__sae_gradients(sae, &all));
+  SL_TRY(sl__sae_finish_gradients(sae, &all, false, false, sl_tensor_data(optim->sum_squares)));
+  optim->stepped = true;
+  SL_TRY(refuse_nonfinite(optim));
+  SL_TRY(sl__sae_optim_update(optim, &all, lr, true));
+  sae->gradients->pending = false;
   optim->step++;
   return SL_OK;
 }

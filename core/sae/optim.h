@@ -8,7 +8,7 @@
 #ifndef SL_SAE_OPTIM_H
 #define SL_SAE_OPTIM_H
 
-#include "sae.h"
+#include "loss.h"
 
 typedef struct {
   sl_sae_rule rule;                /* SL_SAE_ADAM, SL_SAE_ADAM8 (see args_sae_update.h) or SL_SAE_SGD */
@@ -42,6 +42,13 @@ void sl_sae_optim_release(sl_sae_optim *optim); /* NULL is allowed */
 /* A gradient that is not finite leaves weights and moments untouched. Where the host can see that without waiting
  * (the CPU) the step fails with SL_EINVAL; elsewhere every later step does nothing too, and the norm is NaN. */
 sl_status sl_sae_optim_step(sl_sae_optim *optim, double lr);
+
+/* Backward and step in one, for little memory: the gradient is made, used and forgotten in blocks of latents, so that a
+ * sixteenth of it exists at a time. The same numbers as sl_sae_backward(loss, 1) and sl_sae_optim_step, bit for bit but
+ * for b_dec (one sum in another order) and, with a clip, for its factor's rounding. A clip costs a second pass over the
+ * gradients. The loss must be one piece (micro_acc_steps 1) and no gradient may be pending (SL_ESTATE): batches cannot be
+ * accumulated. Without a clip, a gradient that is not finite is found late: latents before it have stepped. */
+sl_status sl_sae_step(sl_sae_loss *loss, sl_sae_optim *optim, double lr);
 
 /* The gradient's norm at the last step, after projection and before the clip; NaN if it was not finite or there was
  * no step. Waits for the device. */

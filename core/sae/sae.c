@@ -154,7 +154,7 @@ void sl_sae_release(sl_sae *sae) {
   sl_tensor_release(sae->threshold);
   sl_tensor_release(sae->tokens_since_fired);
   sl_tensor_release(sae->fire_counts);
-  sl__sae_gradients_release(sae);
+  sl__sae_store_release(sae->gradients);
   sl_mem_free(sae);
 }
 

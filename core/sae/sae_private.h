@@ -44,13 +44,42 @@ static inline void sl__drop(sl_tensor **tensor) {
 typedef struct sl_sae_gradient_store {
   sl_tensor *parameters[SL_SAE_PARAMETERS];
   sl_tensor *touched, *dot_dec, *squares_enc, *squares_dec, *total_b_dec;
+  bool pending;                    /* a backward has added something that no step has taken */
 } sl_sae_gradient_store;
 
-/* Made and zeroed on first use. */
-sl_status sl__sae_gradients(sl_sae *sae, sl_sae_gradients *out);
-void sl__sae_gradients_release(sl_sae *sae);
-/* Fills total_b_dec; sum_squares (on the device): of the whole gradient, projected where the configuration says so. */
-sl_status sl__sae_finish_gradients(sl_sae *sae, double *sum_squares);
+/* Latents first .. first + rows - 1 and their gradients: row 0 of every matrix there is latent `first`. */
+typedef struct {
+  int64_t first, rows;
+  sl_sae_gradients gradients;
+  float *total_b_dec;
+} sl_sae_block;
+
+/* A store for `latents` latents; its matrices are not zeroed, the rest is. */
+sl_status sl__sae_store_create(sl_sae *sae, int64_t latents, sl_sae_gradient_store **out);
+void sl__sae_store_release(sl_sae_gradient_store *store); /* NULL is allowed */
+/* The store as gradients of the latents from `first` on. */
+sl_sae_block sl__sae_store_block(const sl_sae_gradient_store *store, int64_t first, int64_t rows);
+/* Nothing touched, biases zero (that of b_dec with `b_dec` only). */
+sl_status sl__sae_store_clear(sl_sae_gradient_store *store, bool b_dec);
+
+/* The dictionary's own store, made on first use, as a block of all latents. */
+sl_status sl__sae_gradients(sl_sae *sae, sl_sae_block *out);
+/* Fills total_b_dec; sum_squares (on the device): of the block's gradient, projected where the configuration says so.
+ * `add` and `more` as in the kernel's arguments: false for a block of all latents. */
+sl_status sl__sae_finish_gradients(sl_sae *sae, const sl_sae_block *block, bool add, bool more, double *sum_squares);
+
+/* The parts of a backward that step.c puts together otherwise: checks, work memory for blocks up to the size of
+ * `block`; the gradients of a block of latents; what follows when all are done. The batch must be one piece. */
+struct sl_sae_loss;
+sl_status sl__sae_loss_begin(struct sl_sae_loss *loss, const sl_sae_block *block);
+sl_status sl__sae_loss_block(struct sl_sae_loss *loss, const sl_sae_block *block, double grad_scale);
+sl_status sl__sae_loss_end(struct sl_sae_loss *loss);
+sl_sae *sl__sae_loss_dictionary(const struct sl_sae_loss *loss);
+int64_t sl__sae_loss_pieces(const struct sl_sae_loss *loss);
+
+/* The kernel sae_update for a block; b_dec takes its step with the last one. */
+struct sl_sae_optim;
+sl_status sl__sae_optim_update(struct sl_sae_optim *optim, const sl_sae_block *block, double lr, bool last);
 
 sl_sae_parameters sl__sae_parameters(sl_tensor *const tensors[SL_SAE_PARAMETERS]);
 

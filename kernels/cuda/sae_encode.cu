@@ -267,6 +267,10 @@ static sl_status encode(sl_device *device, const sl_sae_encode_topk_args *args, 
 }
 
 sl_status slk_cuda_sae_encode_topk(sl_device *device, const sl_sae_encode_topk_args *args) {
+  if (args->wants_screen != nullptr) {
+    *args->wants_screen = false;
+    return SL_OK;
+  }
   return encode(device, args, { "sae_encode_topk", 0, nullptr, nullptr });
 }
 

@@ -76,7 +76,8 @@ static void create_model(bench *b) {
   int32_t *ids = rig_host((size_t)o->cell.n * sizeof *ids);
   uint64_t state = 1;
   for (int64_t i = 0; i < o->cell.n; i++) ids[i] = (int32_t)((double)(rig_uniform(&state) + 1) / 2 * 999);
-  rig_check(sl_tensor_create(b->device, SL_I32, 2, shape, &b->ids));
+  /* Ids live on the host: the forward pass checks them there and uploads them. */
+  rig_check(sl_tensor_create(sl_cpu_device(), SL_I32, 2, shape, &b->ids));
   rig_check(sl_tensor_write(b->ids, ids, (size_t)o->cell.n * sizeof *ids));
   free(ids);
 }

@@ -97,6 +97,7 @@ typedef struct {
   sl_sae_optim *optim;
   sl_tensor *x;
   double loss, l0;               /* of the last step that was read */
+  double waits;                  /* times a step waited for the device, in the last timing; 0 is the aim */
 } rig_step;
 
 void rig_step_create(const rig_cell *cell, rig_step *out);
@@ -111,7 +112,7 @@ void rig_step_release(rig_step *step);
 typedef struct {
   double step, product, library, own, copy_rate, floor; /* seconds, bytes a second */
   double peak_bytes, needed_bytes; /* of the step alone; weights + Adam moments in float32 */
-  double loss, l0;
+  double loss, l0, waits;
 } rig_result;
 
 /* Steps and floors alternate; the least of each counts. The memory is that of the step, before the floors' own. */

@@ -63,7 +63,9 @@ void rig_step_run(rig_step *step, sl_tensor *x, bool read) {
 
 double rig_step_time(rig_step *step) {
   double start = rig_now_idle(step->device);
+  int64_t waits = step->device->waits;
   for (int i = 0; i < step->cell.inner; i++) rig_step_run(step, NULL, false);
+  step->waits = (double)(step->device->waits - waits) / step->cell.inner;
   return (rig_now_idle(step->device) - start) / step->cell.inner;
 }
 
@@ -100,6 +102,7 @@ rig_result rig_measure(const rig_cell *cell) {
   rig_step_run(&step, NULL, true);
   result.loss = step.loss;
   result.l0 = step.l0;
+  result.waits = step.waits;
   if (product) {
     result.library = rig_product_library(product);
     result.own = rig_product_own(product);
@@ -137,6 +140,7 @@ void rig_print_json(FILE *out, const rig_cell *cell, const rig_result *r) {
   }
   number(out, "peak_mib", r->peak_bytes / 1048576, 1);
   number(out, "peak", r->peak_bytes / r->needed_bytes, 4);
+  number(out, "waits_per_step", r->waits, 2);
   number(out, "loss", r->loss, 7);
   number(out, "l0", r->l0, 3);
   fprintf(out, "}");

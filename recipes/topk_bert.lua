@@ -11,6 +11,8 @@ local cfg = sl.config {
   max_documents = { nil, "read at most this many documents", type = "integer", min = 1 },
   heldout   = { 0.05, "share of the contexts kept from training, the last ones of the data", min = 0.001, max = 0.9 },
   device    = { "cpu", "cpu, cuda or cuda:<n>" },
+  memory_budget = { nil, "most memory for tensors on the device, such as 12G; null = all that is free there",
+                type = "string" },
   dtype     = { "f32", "the model's arithmetic; tf32: a GPU's, and the dictionary's too", one_of = { "f32", "bf16", "tf32" } },
   layers    = { nil, "0-indexed layers whose output to train on; null = the middle one", type = "integers", min = 0 },
   layer_stride = { 1, "with all layers: every n-th", min = 1 },
@@ -38,9 +40,10 @@ local cfg = sl.config {
   multi_topk = { false, "add 1/8 of the loss with 4k latents" },
   dead_feature_threshold = { 200000, "tokens of silence after which a latent is dead (AuxK, dead_fraction)", min = 1 },
   dead_percentage_threshold = { 0.0005, "rate below which a latent counts in rare_fraction", min = 0, max = 1 },
-  optimizer = { "adam", "update rule", one_of = { "adam", "sgd" }, group = "Optimiser",
-                refuse = { muon = "muon arrives in a later release; use adam or sgd",
-                           signum = "signum arrives in a later release; use adam or sgd" } },
+  optimizer = { "adam", "update rule; adam8bit: Adam with moments in 8 bits", group = "Optimiser",
+                one_of = { "adam", "adam8bit", "sgd" },
+                refuse = { muon = "muon arrives in a later release; use adam, adam8bit or sgd",
+                           signum = "signum arrives in a later release; use adam, adam8bit or sgd" } },
   lr        = { nil, "learning rate; null = 2e-4 / sqrt(latents / 2^14) (adam)", type = "number", min = 0 },
   lr_schedule = { "linear", "between warm-up and end", one_of = { "constant", "linear", "cosine", "cosine_restarts" } },
   lr_warmup_steps = { nil, "null = 5 % of the steps", type = "integer", min = 0 },
@@ -49,6 +52,7 @@ local cfg = sl.config {
   clip_norm = { 0.0, "largest global gradient norm; 0 = off", type = "number", min = 0 },
   grad_acc_steps = { 1, "batches per optimiser step", min = 1 },
   micro_acc_steps = { 1, "pieces of a batch, one at a time, to save memory", min = 1 },
+  low_memory = { false, "step in blocks of latents, without ever storing the whole gradient" },
   encode_dtype = { "f32", "the encoder product; f32_plain: f32 more slowly; bf16 keeps float32 master weights",
     one_of = { "f32", "f32_plain", "bf16" } },
   save_dir  = { "output", "where run folders go", group = "Output" },
@@ -61,6 +65,11 @@ local cfg = sl.config {
   log_to_wandb = { false, "not built yet",
                    refuse = { ["true"] = "trackers arrive in a later release; metrics.jsonl holds everything" } },
 }
+
+if cfg.low_memory and cfg.grad_acc_steps * cfg.micro_acc_steps > 1 then
+  error("--low_memory keeps no gradient to add to: use it with --grad_acc_steps 1 and --micro_acc_steps 1", 0)
+end
+if cfg.memory_budget then sl.memory_budget(cfg.device, cfg.memory_budget) end
 
 -- Model, data, activations.
 local model = sl.model.load(cfg.model, { device = cfg.device, dtype = cfg.dtype })
@@ -114,11 +123,15 @@ for step in run:steps() do
         run:check_finite(u.loss.loss, u.name)
         u.record = sl.run.average(micro > 1 and u.record or nil, u.loss, micro)
       end
-      u.loss:backward(1 / cfg.grad_acc_steps)
+      if cfg.low_memory then
+        u.loss:step(u.optim, u.peak * lr(step))
+      else
+        u.loss:backward(1 / cfg.grad_acc_steps)
+      end
     end
   end
   for _, u in ipairs(units) do
-    u.optim:step(u.peak * lr(step))
+    if not cfg.low_memory then u.optim:step(u.peak * lr(step)) end
     if run:logs() then
       local r = u.record
       r.lr, r.k, r.grad_norm = u.peak * lr(step), k_at(step), u.optim.grad_norm

@@ -28,7 +28,7 @@ Run.__index = Run
 -- last bits.
 local FREE_OPTIONS = {
   resume = true, save_dir = true, run_name = true, save_every = true, log_every = true,
-  keep_checkpoints = true, device = true,
+  keep_checkpoints = true, memory_budget = true, device = true,
 }
 
 local function fail(message, ...) error(select("#", ...) > 0 and message:format(...) or message, 0) end

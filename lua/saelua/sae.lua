@@ -197,12 +197,16 @@ function optim_methods:load_state(folder)
   return true
 end
 
+local ELEMENT_BYTES = { u8 = 1, i64 = 8 } -- of state tensors that are not f32
+
 --- What save_state writes, in bytes.
 -- @function SaeOptim:state_bytes
 -- @treturn integer
 function optim_methods:state_bytes()
   local bytes = 0
-  for _, entry in ipairs(self:state()) do bytes = bytes + 4 * entry[2]:numel() end
+  for _, entry in ipairs(self:state()) do
+    bytes = bytes + (ELEMENT_BYTES[entry[2]:dtype()] or 4) * entry[2]:numel()
+  end
   return bytes
 end
 

@@ -281,10 +281,10 @@ function schedule.saelens(options)
   return schedule.final_decay(options.steps, options.decay, schedule.warmup(options.warmup, make()))
 end
 
-local auto_rules = { adam = 2e-4, signum = 5e-3 }
+local auto_rules = { adam = 2e-4, adam8bit = 2e-4, signum = 5e-3 }
 
 --- sparsify's rule for an unset learning rate: adam 2e-4, signum 5e-3, each over sqrt(latents / 2^14); muon 2e-3.
--- @tparam string optimizer adam, signum or muon; sgd has no rule and raises
+-- @tparam string optimizer adam, adam8bit, signum or muon; sgd has no rule and raises
 -- @tparam integer latents width of the dictionary
 -- @treturn number
 function schedule.auto_lr(optimizer, latents)

@@ -42,6 +42,13 @@ batchtopk.last = { file = "output/batchtopk/metrics.jsonl", field = "eval/l0", a
 local groupmax = activation("groupmax", "--format", "sparsify")
 table.insert(groupmax.files, "output/groupmax/final/sae.safetensors")
 
+local small = run({ "--max_tokens", "20000", "--batch_size", "8", "--ctx_len", "64", "--expansion_factor", "4", "--k", "8",
+  "--optimizer", "adam8bit", "--low_memory", "--memory_budget", "1G" })
+small.args[4] = "small"
+small.files = { "output/small/final/*" }
+small.falls.file = "output/small/metrics.jsonl"
+small.prints = { "peak memory of tensors" }
+
 local pretrain = run({ "--steps", "40", "--batch_size", "8", "--ctx_len", "32", "--n_layers", "1", "--d_model", "32",
   "--n_heads", "2", "--d_mlp", "64", "--vocab_documents", "500", "--vocab_size", "300", "--warmup", "5" })
 pretrain.files = { "output/smoke/config.json", "output/smoke/metrics.jsonl", "output/smoke/model/config.json",
@@ -51,6 +58,10 @@ return {
   topk_bert = {
     help,
     topk,
+    small,
+    refused({ "--low_memory", "--micro_acc_steps", "2" }, "micro_acc_steps 1", 1),
+    refused({ "--memory_budget", "12Q" }, "not a size", 1),
+    refused({ "--max_tokens", "20000", "--memory_budget", "1M", "--save_dir", "none" }, "out of memory on cpu", 1),
     batchtopk,
     groupmax,
     refused({ "--activation", "groupmax" }, "SAELens has no 'groupmax'.*%-%-format sparsify", 1),

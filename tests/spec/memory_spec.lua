@@ -93,3 +93,78 @@ describe("memory", function()
       sl.memory_report.line(stats))
   end)
 end)
+
+describe("training with little memory", function()
+  local D, M = 48, 300
+
+  local function make(rule)
+    local sae = sl.sae.topk { d_in = D, d_sae = M, k = 6, seed = 3 }
+    return sae, sl.sae_optim(sae, { rule = rule })
+  end
+
+  local function train(sae, optim, first, last, fused)
+    for step = first, last do
+      local loss = sae:loss(sl.randn({ 64, D }, { seed = 1, step = step }))
+      if fused then
+        loss:step(optim, 1e-3)
+      else
+        loss:backward()
+        optim:step(1e-3)
+      end
+    end
+  end
+
+  local function apart(a, b, name) return (a:parameter(name) - b:parameter(name)):abs():max():item() end
+
+  it("loss:step is backward and step", function()
+    for _, rule in ipairs { "adam", "adam8bit", "sgd" } do
+      local a, optim_a = make(rule)
+      local b, optim_b = make(rule)
+      train(a, optim_a, 1, 1, false)
+      train(b, optim_b, 1, 1, true)
+      for _, name in ipairs { "W_enc", "b_enc", "W_dec" } do assert.are.equal(0, apart(a, b, name), rule .. name) end
+      assert.is_true(apart(a, b, "b_dec") < 1e-6)
+      assert.are.equal(optim_a.steps, optim_b.steps)
+      assert.is_true(math.abs(optim_a.grad_norm - optim_b.grad_norm) < 1e-6 * optim_a.grad_norm)
+    end
+  end)
+
+  it("loss:step refuses what it cannot do, by name", function()
+    local sae, optim = make "adam"
+    local x = sl.randn { 16, D }
+    local pieces = sae:loss(x, { micro_acc_steps = 2 })
+    assert.has_error(function() pieces:step(optim, 1e-3) end)
+    pieces:backward()
+    local ok, message = pcall(function() sae:loss(x):step(optim, 1e-3) end)
+    assert.is_false(ok)
+    assert.is_truthy(message:find("gradients of an earlier backward", 1, true), message)
+    optim:step(1e-3)
+    local loss = sae:loss(x)
+    loss:step(optim, 1e-3)
+    assert.has_error(function() loss:step(optim, 1e-3) end)
+    assert.has_error(function() sae:loss(x):step(nil, 1e-3) end)
+  end)
+
+  it("8-bit moments are saved, and training goes on from them bit for bit", function()
+    local folder = os.tmpname()
+    os.remove(folder)
+    assert(sl.fs.mkdir(folder))
+    local a, optim_a = make "adam8bit"
+    train(a, optim_a, 1, 5)
+    assert(a:save_state(folder .. "/."))
+    assert(optim_a:save_state(folder))
+    assert.is_true(optim_a:state_bytes() < 4 * M * D + 64 * (M + D)) -- four moments of one byte, not of four
+    train(a, optim_a, 6, 10)
+    local b, optim_b = make "adam8bit"
+    assert(b:load_state(folder))
+    assert(optim_b:load_state(folder))
+    train(b, optim_b, 6, 10)
+    for _, name in ipairs { "W_enc", "b_enc", "W_dec", "b_dec" } do assert.are.equal(0, apart(a, b, name), name) end
+    local c, optim_c = make "adam"
+    local ok, message = optim_c:load_state(folder) -- of another rule
+    assert.is_nil(ok)
+    assert.is_truthy(message)
+    c:free()
+    sl.fs.remove_tree(folder)
+  end)
+end)

@@ -14,6 +14,10 @@
 --                        gradients made in blocks; _8bit: with 8-bit moments (over the same float32 sum)
 --   bert_base_forward    12 layers, d 768, 32 x 128 tokens: forward over its matrix products alone
 --   thread_scaling_*     time with one thread over time with all
+--   tokenizer_vs_5_mb_s  megabytes of text a second on one core, over 5; tokenizer_vs_transformers (--peers): over that
+--                        of its fast tokenizer
+--   model_load_peak      peak memory of a process that loads a BERT-base-shaped model and reads every weight, over the
+--                        size of the file
 --   with --peers         speedup_<package>_k<k>, peak_<package>, model_forward_vs_transformers,
 --                        whole_job_speedup_<package>; see tests/bench/peers.py
 --   with --device cuda   cuda_<activation>_step_*: over the floor (product at the same precision, and Adam's bytes at
@@ -154,6 +158,33 @@ local function thread_scaling(forward)
     ("one thread over %d"):format(forward.threads))
 end
 
+local function io_bench(arguments)
+  local text, status = run(("OMP_NUM_THREADS=1 %s %s/io_bench.lua %s"):format(host.exe_path, bench_root, arguments))
+  if status ~= 0 then error("io_bench.lua " .. arguments .. " failed", 0) end
+  return text
+end
+
+-- Text to ids, and what loading a model takes.
+local function files()
+  local folder_name = os.tmpname()
+  os.remove(folder_name)
+  assert(os.execute("mkdir " .. folder_name) == 0)
+  local text, model_folder = folder_name .. "/text", folder_name .. "/model"
+  local bytes = cfg.quick and 2e5 or 4e6
+  io_bench(("text %s %d"):format(text, bytes))
+  local least = math.huge
+  for line in io_bench(("tokenize %s <<X\n%sX"):format(text, ("\n"):rep(repeats))):gmatch "[^\n]+" do
+    least = math.min(least, tonumber(line))
+  end
+  details.tokenizer = { mb_s = bytes / least / 1e6 }
+  report("tokenizer_vs_5_mb_s", bytes / least / 5e6, ">= 1", ("%.1f MB/s on one core"):format(bytes / least / 1e6))
+  io_bench(("save %s %d"):format(model_folder, cfg.quick and 1 or 12))
+  details.model_load = sl.json.decode(io_bench("load " .. model_folder))
+  os.execute("rm -r " .. folder_name)
+  report("model_load_peak", details.model_load.peak_bytes / details.model_load.file_bytes, "<= 1.1",
+    "peak memory of loading over the file's size")
+end
+
 local function start_up()
   local best = math.huge
   for _ = 1, 20 do
@@ -235,6 +266,7 @@ local function main()
   else
     cpu_steps()
     thread_scaling(model())
+    files()
     results.start_up_ms = start_up()
   end
   results.grid = grid_name ~= "none" and grid() or nil

@@ -9,6 +9,7 @@ seconds of one step, "facts" with JSON (peak memory). What a step is:
     sae_lens             SAETrainer._train_step with a TopKTrainingSAE (global clip, Adam, what fired)
     dictionary_learning  TopKTrainer.update with AutoEncoderTopK (projection, global clip, Adam, unit rows)
   --what model  the forward pass of a BERT by transformers, attention by sdpa (--package transformers)
+  --what text   BertTokenizerFast on the lines of --input, ids only, one core (--package transformers)
   --what job    the forward pass up to a layer by transformers (only the layers below are built), then the package's step
 Settings: eager; compile (torch.compile where the package offers it, or around its module); bf16 (autocast, and a bf16
 model in a job); sparse (SAELens' sparse activations). Triton kernels are used on a GPU wherever the package has them.
@@ -24,7 +25,7 @@ import time
 
 def parse():
     p = argparse.ArgumentParser()
-    p.add_argument("--what", choices=["step", "model", "job"], default="step")
+    p.add_argument("--what", choices=["step", "model", "text", "job"], default="step")
     p.add_argument("--package", required=True)
     p.add_argument("--setting", choices=["eager", "compile", "bf16", "bf16_compile", "sparse"], default="eager")
     p.add_argument("--device", default="cpu")
@@ -130,6 +131,18 @@ def bert():
     return forward
 
 
+def tokenize():
+    """The batch call of the Rust tokenizer under transformers' fast one, with nothing but ids asked for."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from transformers import BertTokenizerFast
+    tokenizer = BertTokenizerFast(f"{os.path.dirname(os.path.abspath(__file__))}/../../lua/saelua/models/bert-mini/vocab.txt")
+    with open(o.input) as file:
+        lines = file.read().splitlines()
+    inner = tokenizer.backend_tokenizer
+    encode = getattr(inner, "encode_batch_fast", inner.encode_batch)
+    return lambda: encode(lines)
+
+
 def synchronize():
     if o.device != "cpu":
         import torch
@@ -144,6 +157,8 @@ def make_step():
         torch.set_float32_matmul_precision("high")
     if o.what == "model":
         return bert()
+    if o.what == "text":
+        return tokenize()
     if o.what == "job":
         forward = bert()
         step = STEPS[o.package](forward().float())

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""saelua against the real packages: a training step, a model's forward pass, and the two together.
+"""saelua against the real packages: a training step, a model's forward pass, the two together; a tokenizer.
 
     python3 tests/bench/peers.py [--device cpu|cuda] [--k 32 192] [--threads 2] [--repeats 3] [--quick] [--json FILE]
-                                 [--parts step model job] [--only PACKAGE...] [--settings all]
+                                 [--parts step model job text] [--only PACKAGE...] [--settings all]
 
 The step is one of a TopK dictionary at (4096 tokens, d 768, 24,576 latents; on a GPU 8192 tokens); what each package runs
 is said in peer_worker.py, which measures it in a process of its own. saelua is measured by sae_step_bench and
@@ -117,8 +117,8 @@ def worker(o, what, package, setting, k=32):
              "length": o.length, "mlp": o.mlp, "layers": o.layers if what == "model" else o.job_layers}
     command = [sys.executable, f"{HERE}/peer_worker.py", "--what", what, "--package", package, "--setting", setting,
                "--device", o.device, *[word for key, value in shape.items() for word in (f"--{key}", value)]]
-    if what == "step":
-        command += ["--input", o.input]
+    if what in ("step", "text"):
+        command += ["--input", o.input if what == "step" else o.text]
     return Server(command, o)
 
 
@@ -153,7 +153,8 @@ def compare(o, results, label, own, word, start):
             mine, theirs, rounds = take_turns(o, own, word, peer)
             row = {**label, "seconds": theirs, "own_seconds": mine, "speedup": theirs / mine, "rounds": rounds,
                    "peak_bytes": peer.ask("facts")["peak_bytes"], "import_s": peer.facts["import_s"]}
-            row["peak"] = row["peak_bytes"] / o.needed
+            if label["part"] == "step":
+                row["peak"] = row["peak_bytes"] / o.needed
         finally:
             peer.close()
     except (RuntimeError, OSError) as error:
@@ -212,6 +213,20 @@ def measure_jobs(o, results):
         own.close()
 
 
+def measure_text(o, results):
+    """Both on one core, on the CPU whatever the device; needs the saelua program, which a bare machine lacks."""
+    program = f"{o.programs}/saelua"
+    if not os.path.exists(program):
+        return
+    o.text = f"{o.input}.txt"
+    script = f"{HERE}/io_bench.lua"
+    subprocess.run([program, script, "text", o.text, "200000" if o.quick else "4000000"], check=True)
+    own = Server([program, script, "tokenize", o.text], o, ready=False)
+    compare(o, results, {"part": "text", "package": "transformers", "setting": "eager", "own": "ids"}, own, "again",
+            lambda: worker(o, "text", "transformers", "eager"))
+    own.close()
+
+
 def ratios_of(o, results):
     """The keys that ./dev bench adds to its own; see docs/benchmarks."""
     ratios = {}
@@ -228,6 +243,8 @@ def ratios_of(o, results):
             least(f"speedup_{r['package']}_k{r['k']}{tail}", r["speedup"])
             if not lower:
                 least(f"peak_{r['package']}_k{r['k']}", r["peak"])
+        elif r["part"] == "text":
+            ratios["tokenizer_vs_transformers"] = r["speedup"]
         elif r["part"] == "model":
             least(f"model_forward_vs_transformers{tail}", r["speedup"])
         else:
@@ -252,7 +269,7 @@ def report(o, facts, found, results, ratios):
             print(f"{head} failed: {r['error']}")
         elif "speedup" in r:
             print(f"{head} {1e3 * r['seconds']:10.2f} {1e3 * r['own_seconds']:10.2f} {r['own']:>9} {r['speedup']:9.2f} "
-                  f"{r['peak']:7.2f} {r['import_s']:8.1f}")
+                  f"{r.get('peak', float('nan')):7.2f} {r['import_s']:8.1f}")
         else:
             print(f"{head} {'':10} {'':10} {'':9} {'':9} {r['peak']:7.2f}")
     for key, value in ratios.items():
@@ -267,7 +284,8 @@ def parse():
         p.add_argument("--" + name, type=int, default=value)
     p.add_argument("--k", type=int, nargs="+", default=[32, 192])
     p.add_argument("--patience", type=float, default=20, help="seconds after which two rounds are enough")
-    p.add_argument("--parts", nargs="+", choices=["step", "model", "job"], default=["step", "model", "job"])
+    p.add_argument("--parts", nargs="+", choices=["step", "model", "job", "text"],
+                   default=["step", "model", "job", "text"])
     p.add_argument("--only", nargs="+", choices=list(PACKAGES))
     p.add_argument("--settings", choices=["usual", "all"], default="usual")
     p.add_argument("--quick", action="store_true", help="small shapes: does everything work?")
@@ -294,7 +312,8 @@ def main():
         o.input = f"{temporary}/x.f32"
         subprocess.run([f"{o.programs}/sae_step_bench", "--write-input", o.input, "--tokens", str(o.tokens), "--d",
                         str(o.d)], check=True)
-        for part, measure in {"step": measure_steps, "model": measure_model, "job": measure_jobs}.items():
+        for part, measure in {"step": measure_steps, "model": measure_model, "job": measure_jobs,
+                              "text": measure_text}.items():
             if part in o.parts:
                 measure(o, results)
     ratios = ratios_of(o, results)

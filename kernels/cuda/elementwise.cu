@@ -220,9 +220,9 @@ template <int OP> static __device__ __forceinline__ float apply(float a, float b
 SL_BINARY_LIST(X)
 #undef X
 
-/* y in units of WIDTH elements along the last axis; the axes' last shape and strides count units. by_a, by_b: strides of
- * single elements along that axis, 0 or 1 where WIDTH is 4. Elements from units * WIDTH to n follow: only views of one
- * axis have such a tail. */
+/* y in units of WIDTH elements along the last axis; the axes' last shape and strides count units. by_a, by_b: strides
+ * of single elements along that axis, 0 or 1 where WIDTH is 4. Elements from units * WIDTH to n follow: only views of
+ * one axis have such a tail. */
 struct binary_job {
   slk_axes axes;
   const float *a, *b;

@@ -1,10 +1,10 @@
-/* Rows and entries added by id, in a fixed order without atomics: gradients of embeddings and of sparse codes' matrices,
- * positions along an axis.
+/* Rows and entries added by id, in a fixed order without atomics: gradients of embeddings and of sparse codes'
+ * matrices, positions along an axis.
  *
  * Ids are sorted (stably, so equal ids keep their order) and the sorted entries cut into chunks of 32. A block adds up
- * the runs of equal ids that begin in its chunk; the front of a chunk that belongs to an older run goes to a partial row
- * of its own. A second launch adds the partial rows of each run to where it began. So the work is even however often an
- * id repeats, and the sums are the same in every run. */
+ * the runs of equal ids that begin in its chunk; the front of a chunk that belongs to an older run goes to a partial
+ * row of its own. A second launch adds the partial rows of each run to where it began. So the work is even however
+ * often an id repeats, and the sums are the same in every run. */
 #include "lib.h"
 #include "pack.h"
 

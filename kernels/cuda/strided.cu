@@ -40,7 +40,8 @@ template <typename T, bool GATHER> static __global__ void copy_tiles(tile_job jo
     int64_t at_strided, at_packed, column = t % job.tiles_across * TILE;
     int64_t row = t / job.tiles_across % job.tiles_down * TILE;
     slk_axes_offsets<true>(job.others, t / job.tiles_across / job.tiles_down, &at_strided, &at_packed);
-    T *from = strided + at_strided + row + column * job.by_across, *to = packed + at_packed + row * job.by_down + column;
+    T *from = strided + at_strided + row + column * job.by_across;
+    T *to = packed + at_packed + row * job.by_down + column;
     int rows = static_cast<int>(job.rows - row < TILE ? job.rows - row : TILE);
     int columns = static_cast<int>(job.columns - column < TILE ? job.columns - column : TILE);
     if (GATHER) {

@@ -38,7 +38,7 @@ struct select_memory {
   uint32_t bin, bin_count, above;
 };
 
-/* Sum over the threads before this one; blockDim up to 1024, one axis. `totals` is free again after the next barrier. */
+/* Sum over the threads before this one; one axis of up to 1024. `totals` is free again after the next barrier. */
 static __device__ __forceinline__ uint32_t sum_before(uint32_t v, uint32_t *totals, uint32_t *all) {
   int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) / SLK_WARP;
   int warps = static_cast<int>(blockDim.x) / SLK_WARP;
@@ -68,16 +68,27 @@ static __device__ __forceinline__ void find_bin(select_memory *memory, int64_t w
   __syncthreads();
 }
 
-static __device__ __forceinline__ threshold select(const float *x, const sl_topk_rows_args &a, select_memory *memory) {
+static __device__ __forceinline__ void count_key(const threshold &t, uint32_t key, int shift, uint32_t low_bits,
+                                                 select_memory *memory) {
+  if ((key & t.mask) == t.prefix) atomicAdd(&memory->bins[key >> shift & low_bits], 1u);
+}
+
+/* fours: x can be read 16 bytes at a time. */
+static __device__ __forceinline__ threshold select(const float *x, const sl_topk_rows_args &a, bool fours,
+                                                   select_memory *memory) {
+  const int64_t packs = fours ? a.n / 4 : 0;
   threshold t = { 0, 0, a.k };
   for (int shift = 21; shift >= 0; shift = shift > LAST_SHIFT ? LAST_SHIFT : shift - LAST_SHIFT) {
     const uint32_t low_bits = shift > 0 ? BINS - 1 : (1u << LAST_SHIFT) - 1;
     for (int i = static_cast<int>(threadIdx.x); i < BINS; i += static_cast<int>(blockDim.x)) memory->bins[i] = 0;
     __syncthreads();
-    for (int64_t i = threadIdx.x; i < a.n; i += blockDim.x) {
-      uint32_t key = key_of(x[i], a.absolute);
-      if ((key & t.mask) == t.prefix) atomicAdd(&memory->bins[key >> shift & low_bits], 1u);
+    for (int64_t i = threadIdx.x; i < packs; i += blockDim.x) {
+      slk_float4 v = slk_load4(x, i);
+#pragma unroll
+      for (int j = 0; j < 4; j++) count_key(t, key_of(v.at[j], a.absolute), shift, low_bits, memory);
     }
+    for (int64_t i = packs * 4 + threadIdx.x; i < a.n; i += blockDim.x)
+      count_key(t, key_of(x[i], a.absolute), shift, low_bits, memory);
     __syncthreads();
     find_bin(memory, t.equal);
     t.prefix |= memory->bin << shift;
@@ -90,31 +101,43 @@ static __device__ __forceinline__ threshold select(const float *x, const sl_topk
   return t;
 }
 
-/* Entries chosen, into `chosen`, in no order that matters: those above first. */
+/* Keys of the ITEMS entries from `first` on; beyond the row, a key that no entry has and that counts as neither above
+ * nor equal. */
+static __device__ __forceinline__ void load_keys(const float *x, const sl_topk_rows_args &a, bool fours, int64_t first,
+                                                 float v[ITEMS], uint32_t keys[ITEMS]) {
+  slk_float4 four = {};
+  if (fours && first < a.n) four = slk_load4(x, first / 4);
+#pragma unroll
+  for (int j = 0; j < ITEMS; j++) {
+    v[j] = fours ? four.at[j] : first + j < a.n ? x[first + j] : 0.0f;
+    keys[j] = first + j < a.n ? key_of(v[j], a.absolute) : 0u;
+  }
+}
+
+/* The entries chosen, in no order that matters: those above first. */
 static __device__ __forceinline__ void collect(const float *x, const sl_topk_rows_args &a, const threshold &t,
-                                               uint32_t *totals, uint64_t *shared, float *values, int32_t *indices) {
+                                               bool fours, uint32_t *totals, uint64_t *shared, float *values,
+                                               int32_t *indices) {
   int64_t n_above = 0, n_equal = 0, most_above = a.k - t.equal;
   for (int64_t from = 0; from < a.n && (n_above < most_above || n_equal < t.equal);
        from += static_cast<int64_t>(ITEMS) * blockDim.x) {
     int64_t first = from + static_cast<int64_t>(ITEMS) * threadIdx.x;
+    float v[ITEMS];
     uint32_t keys[ITEMS], count = 0, all; /* count: above in the low half, equal in the high half */
+    load_keys(x, a, fours, first, v, keys);
 #pragma unroll
-    for (int j = 0; j < ITEMS; j++) {
-      if (first + j >= a.n) continue;
-      keys[j] = key_of(x[first + j], a.absolute);
+    for (int j = 0; j < ITEMS; j++)
       count += (keys[j] & t.mask) > t.prefix ? 1u : (keys[j] & t.mask) == t.prefix ? 0x10000u : 0u;
-    }
     uint32_t before = sum_before(count, totals, &all);
     int64_t at_above = n_above + (before & 0xffffu), at_equal = n_equal + (before >> 16);
 #pragma unroll
     for (int j = 0; j < ITEMS; j++) {
-      if (first + j >= a.n) continue;
       uint32_t key = keys[j] & t.mask;
       bool above = key > t.prefix, equal = key == t.prefix && at_equal < t.equal;
       int64_t at = above ? at_above : most_above + at_equal;
       if (above || equal) {
         if (shared != nullptr) shared[at] = entry_of(keys[j], first + j);
-        else values[at] = x[first + j], indices[at] = static_cast<int32_t>(first + j);
+        else values[at] = v[j], indices[at] = static_cast<int32_t>(first + j);
       }
       at_above += above;
       at_equal += key == t.prefix;
@@ -159,7 +182,7 @@ static __device__ __forceinline__ void sort_entries(uint64_t *shared, float *val
   }
 }
 
-static __global__ void topk_kernel(sl_topk_rows_args a) {
+static __global__ void topk_kernel(sl_topk_rows_args a, bool fours) {
   __shared__ select_memory memory;
   DYN_SHARED(uint64_t, entries);
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
@@ -171,8 +194,8 @@ static __global__ void topk_kernel(sl_topk_rows_args a) {
     if (whole) {
       for (int64_t i = threadIdx.x; i < a.n; i += blockDim.x) entries[i] = entry_of(key_of(x[i], a.absolute), i);
     } else {
-      threshold t = select(x, a, &memory);
-      collect(x, a, t, memory.totals, shared, values, indices);
+      threshold t = select(x, a, fours, &memory);
+      collect(x, a, t, fours, memory.totals, shared, values, indices);
     }
     __syncthreads();
     sort_entries(shared, values, indices, a.absolute, whole ? a.n : a.k);
@@ -191,6 +214,6 @@ extern "C" sl_status slk_cuda_topk_rows(sl_device *device, const sl_topk_rows_ar
   int block = args->n <= SHORT_ROW ? 128 : args->n <= 4096 ? 256 : args->n < 65536 ? 512 : 1024;
   int64_t entries = args->n <= SHORT_ROW ? args->n : args->k <= SHARED_SORT ? args->k : 0;
   LAUNCH(topk_kernel, slk_grid(device, args->rows, 1), block, static_cast<size_t>(entries) * sizeof(uint64_t),
-         slk_cuda_stream(device), *args);
+         slk_cuda_stream(device), *args, args->n % 4 == 0 && slk_packs(4, args->x) == 1);
   return slk_cuda_launched(device, "topk_rows");
 }

@@ -79,7 +79,8 @@ static void check_unary(int op, int64_t n, int shift) {
   pair_check_close(&p, unary_names[op], y, unary_tolerance(op));
   pair_put(&p, y, AT(y, PAIR_CPU)); /* the same y for both slopes */
   for (int side = 0; side < 2; side++) {
-    sl_unary_backward_args args = { (sl_unary_op)op, 2.5f, AT(x, side), AT(y, side), AT(dy, side), AT(dx, side), n, true };
+    sl_unary_backward_args args = { (sl_unary_op)op, 2.5f, AT(x, side), AT(y, side), AT(dy, side), AT(dx, side), n,
+                                    true };
     PAIR_RUN(&p, side, unary_backward, &args);
     args.dx = AT(fresh, side);
     args.accumulate = false;
@@ -165,7 +166,9 @@ static void test_binary(void **state) {
       block *a = special_floats(&p, 5000, 3, 1, k->shift), *b = special_floats(&p, 4999, 2, 2, k->shift);
       block *y = pair_block_shifted(&p, (size_t)total * 4, (size_t)k->shift * 4);
       for (int side = 0; side < 2; side++) {
-        sl_binary_args args = { .op = (sl_binary_op)op, .rank = k->rank, .a = AT(a, side), .b = AT(b, side), .y = AT(y, side) };
+        sl_binary_args args = {
+          .op = (sl_binary_op)op, .rank = k->rank, .a = AT(a, side), .b = AT(b, side), .y = AT(y, side)
+        };
         memcpy(args.shape, k->shape, sizeof k->shape);
         memcpy(args.strides_a, k->a, sizeof k->a);
         memcpy(args.strides_b, k->b, sizeof k->b);
@@ -219,7 +222,9 @@ static void check_view(const view_case *v, size_t size, size_t shift) {
   pair_put(&p, strided, bytes);
   pair_put(&p, back, bytes + total * size);
   for (int side = 0; side < 2; side++) {
-    sl_gather_strided_args args = { .rank = v->rank, .x = AT(strided, side), .y = AT(packed, side), .element_size = size };
+    sl_gather_strided_args args = {
+      .rank = v->rank, .x = AT(strided, side), .y = AT(packed, side), .element_size = size
+    };
     sl_scatter_strided_args inverse = {
       .rank = v->rank, .x = AT(packed, side), .y = AT(back, side),
       .dtype = size == 1 ? SL_U8 : size == 2 ? SL_BF16 : size == 4 ? SL_F32 : SL_I64
@@ -327,7 +332,8 @@ static void check_sgd(int64_t n, int shift, bool with_momentum) {
   block *v = pair_floats(&p, n, 0.1f, 3);
   for (int side = 0; side < 2; side++) {
     sl_sgd_dense_args args = { .w = AT(w, side), .v = with_momentum ? AT(v, side) : NULL, .g = AT(g, side), .n = n,
-                               .lr = 0.1f, .momentum = with_momentum ? 0.9f : 0, .weight_decay = 0.01f, .grad_scale = 2 };
+                               .lr = 0.1f, .momentum = with_momentum ? 0.9f : 0, .weight_decay = 0.01f,
+                               .grad_scale = 2 };
     PAIR_RUN(&p, side, sgd_dense, &args);
   }
   pair_check_close(&p, "sgd w", w, 1e-6);

@@ -82,9 +82,11 @@ static void check_layernorm(int64_t rows, int64_t n, bool all, float offset, int
   size_t bytes = (size_t)(rows * n) * 4;
   float *numbers = make_numbers(rows * n, 1, 1);
   for (int64_t i = 0; i < rows * n; i++) numbers[i] += offset;
-  block *x = pair_block_shifted(&p, bytes, (size_t)shift * 4), *residual = pair_floats_shifted(&p, rows * n, 1, 2, shift);
+  block *x = pair_block_shifted(&p, bytes, (size_t)shift * 4);
+  block *residual = pair_floats_shifted(&p, rows * n, 1, 2, shift);
   block *w = pair_floats(&p, n, 1, 3), *b = pair_floats_shifted(&p, n, 1, 4, shift), *y = pair_block(&p, bytes);
-  block *sum = pair_block(&p, bytes), *mean = pair_block(&p, (size_t)rows * 4), *rstd = pair_block(&p, (size_t)rows * 4);
+  block *mean = pair_block(&p, (size_t)rows * 4), *rstd = pair_block(&p, (size_t)rows * 4);
+  block *sum = pair_block(&p, bytes);
   pair_put(&p, x, numbers);
   for (int side = 0; side < 2; side++) {
     sl_layernorm_args args = { .x = AT(x, side), .residual = all ? AT(residual, side) : NULL, .weight = AT(w, side),
@@ -96,7 +98,8 @@ static void check_layernorm(int64_t rows, int64_t n, bool all, float offset, int
     args.y = AT(x, side); /* in place */
     PAIR_RUN(&p, side, layernorm, &args);
   }
-  double tolerance = offset > 0 ? 2e-4 : n == 1 ? 1e-3 : 5e-6; /* cancellation; n 1: nothing but rounding to normalise */
+  /* Cancellation; with n 1 there is nothing but rounding to normalise. */
+  double tolerance = offset > 0 ? 2e-4 : n == 1 ? 1e-3 : 5e-6;
   pair_check_close(&p, "layernorm", y, tolerance);
   if (!all) pair_check_close(&p, "layernorm in place", x, tolerance);
   if (all) {
@@ -126,7 +129,8 @@ static void check_layernorm_backward(int64_t rows, int64_t n, int parts, bool ac
   for (int side = 0; side < 2; side++) {
     sl_layernorm_backward_args args = { .s = AT(s, side), .weight = AT(w, side), .mean = AT(mean, side),
                                         .rstd = AT(rstd, side), .dy = AT(dy, side),
-                                        .ds = parts & 1 ? AT(ds, side) : NULL, .dweight = parts & 2 ? AT(dw, side) : NULL,
+                                        .ds = parts & 1 ? AT(ds, side) : NULL,
+                                        .dweight = parts & 2 ? AT(dw, side) : NULL,
                                         .dbias = parts & 4 ? AT(db, side) : NULL, .rows = rows, .n = n,
                                         .accumulate = accumulate };
     PAIR_RUN_WORKING(&p, side, layernorm_backward, &args);
@@ -148,7 +152,7 @@ static void test_layernorm_backward(void **state) {
 
 static void check_cross_entropy(int64_t rows, int64_t n, float scale, bool accumulate, int shift) {
   pair p = pair_open();
-  size_t bytes = (size_t)(rows * n) * 4, row_bytes = (size_t)rows * 4;
+  size_t row_bytes = (size_t)rows * 4;
   int32_t *targets = calloc((size_t)rows + 1, sizeof *targets);
   for (int64_t r = 0; r < rows; r++) targets[r] = r % 3 == 1 ? -100 : (int32_t)((r * 7 + n - 1) % n);
   block *x = pair_floats_shifted(&p, rows * n, scale, 1, shift), *ids = pair_of(&p, targets, row_bytes);
@@ -175,7 +179,6 @@ static void check_cross_entropy(int64_t rows, int64_t n, float scale, bool accum
   pair_check_close(&p, "dlogits", dx, 4e-6);
   free(targets);
   pair_close(&p);
-  (void)bytes;
 }
 
 static void test_cross_entropy(void **state) {
@@ -201,7 +204,8 @@ static void check_embedding(int64_t rows, int64_t n, int32_t table_rows, int shi
     pair_put(&p, table, dtype == SL_F32 ? (void *)numbers : half);
     for (int accumulate = 0; accumulate < 2; accumulate++) {
       for (int side = 0; side < 2; side++) {
-        sl_embedding_args args = { AT(table, side), (sl_dtype)dtype, AT(ids, side), AT(y, side), rows, n, accumulate != 0 };
+        sl_embedding_args args = { AT(table, side), (sl_dtype)dtype, AT(ids, side), AT(y, side), rows, n,
+                                   accumulate != 0 };
         PAIR_RUN(&p, side, embedding, &args);
       }
       pair_check_same(&p, "embedding", y);
@@ -252,7 +256,8 @@ static void check_sparse_rows(int64_t rows, int64_t k, int32_t latents, int64_t 
   block *y = pair_floats(&p, rows * n, 1, 5), *dy = pair_floats(&p, rows * n, 1, 6);
   block *dvalues = pair_block(&p, (size_t)(rows * k) * 4), *dw = pair_floats(&p, latents * n, 1, 7);
   for (int side = 0; side < 2; side++) {
-    sl_sparse_rows_args args = { AT(values, side), AT(ids, side), AT(w, side), AT(b, side), AT(y, side), rows, k, n, true };
+    sl_sparse_rows_args args = { AT(values, side), AT(ids, side), AT(w, side), AT(b, side), AT(y, side), rows, k, n,
+                                 true };
     sl_sparse_rows_backward_args back = { .values = AT(values, side), .indices = AT(ids, side), .weight = AT(w, side),
                                           .dy = AT(dy, side), .dvalues = AT(dvalues, side), .dweight = AT(dw, side),
                                           .rows = rows, .k = k, .n = n, .latents = latents };

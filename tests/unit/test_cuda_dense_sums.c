@@ -41,7 +41,7 @@ static void test_reduce(void **state) {
   }
 }
 
-/* The first NaN wins; infinities count; a row of -infinity has its first entry as the largest; so has one of 0 and -0. */
+/* The first NaN wins; infinities count; the first entry is the largest of -infinities, and of 0 and -0. */
 static void test_reduce_specials(void **state) {
   (void)state;
   for (size_t c = 2; c + 1 < LENGTH(cubes); c++) {
@@ -97,9 +97,11 @@ static void check_topk(const float *numbers, int64_t rows, int64_t n, int64_t k,
   }
 }
 
-static const int64_t selections[][3] = { { 0, 5, 2 },     { 1, 1, 1 },     { 3, 17, 0 },     { 3, 17, 5 },    { 2, 17, 17 },
-                                         { 5, 256, 32 },  { 5, 257, 32 },  { 2, 300, 300 },  { 4, 1000, 1 },  { 2, 3001, 192 },
-                                         { 2, 4097, 64 }, { 2, 4100, 33 }, { 1, 3000, 2048 }, { 1, 3000, 2049 }, { 1, 2500, 2500 } };
+static const int64_t selections[][3] = {
+  { 0, 5, 2 },      { 1, 1, 1 },     { 3, 17, 0 },    { 3, 17, 5 },       { 2, 17, 17 },
+  { 5, 256, 32 },   { 5, 257, 32 },  { 2, 300, 300 }, { 4, 1000, 1 },     { 2, 3001, 192 },
+  { 2, 4097, 64 },  { 2, 4100, 33 }, { 1, 3000, 2048 }, { 1, 3000, 2049 }, { 1, 2500, 2500 },
+};
 
 static void test_topk(void **state) {
   (void)state;
@@ -112,7 +114,7 @@ static void test_topk(void **state) {
   }
 }
 
-/* Rows of one value, of NaN and infinities, of both zeros, of numbers that differ in the last bits only, of denormals. */
+/* Rows of one value, of NaN and infinities, of both zeros, of numbers that differ in the last bits, of denormals. */
 static void test_topk_specials(void **state) {
   (void)state;
   for (size_t s = 3; s < LENGTH(selections); s++) {

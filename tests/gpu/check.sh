@@ -99,7 +99,7 @@ cmake -S "$root" -B "$dir" $generator -DSAELUA_BARE=ON -DSAELUA_CUDA=ON "-DCMAKE
   -DCMAKE_BUILD_TYPE=Release ${prefix:+"-DCMAKE_PREFIX_PATH=$prefix"} >"$log/configure.log" 2>&1 ||
   { tail -n 40 "$log/configure.log" >&2; die "could not configure; all of it: $log/configure.log"; }
 cmake --build "$dir" --target gpu_check -j "$cores" >"$log/build.log" 2>&1 ||
-  { grep -n -i -A6 'error' "$log/build.log" | head -n 60 >&2; die "the build failed; all of it: $log/build.log"; }
+  { grep -n -i -A6 -E 'error|undefined reference|FAILED' "$log/build.log" | head -n 60 >&2; die "the build failed; all of it: $log/build.log"; }
 built=$(($(date +%s) - start))
 tests=$(cat "$dir/gpu_tests.txt")
 echo "gpu-check: built in $built s: $(echo "$tests" | wc -w) test programs, sae_step_bench, model_bench"

@@ -48,6 +48,12 @@ void sl_file_map_close(sl_file_map *map) {
   *map = (sl_file_map){ 0 };
 }
 
+void sl_file_map_forget(const void *data, size_t bytes) {
+  uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+  uintptr_t first = ((uintptr_t)data + page - 1) / page * page, end = ((uintptr_t)data + bytes) / page * page;
+  if (first < end) (void)madvise((void *)first, end - first, MADV_DONTNEED); /* failing costs memory only */
+}
+
 static sl_status read_all(int fd, const char *path, char *text, size_t bytes) {
   size_t done = 0;
   while (done < bytes) {

@@ -21,6 +21,10 @@ sl_status sl_file_map_open(const char *path, sl_file_map *map);
 /* Allowed on a zeroed map. */
 void sl_file_map_close(sl_file_map *map);
 
+/* Takes the whole pages within [data, data + bytes) of a map out of this process' memory. They come back from the file
+ * when they are touched again, without what was written into them. */
+void sl_file_map_forget(const void *data, size_t bytes);
+
 /* The whole file with a NUL behind it (not counted in *bytes); sl_mem_free(*text). SL_EFORMAT above
  * max_bytes. */
 sl_status sl_file_read(const char *path, size_t max_bytes, char **text, size_t *bytes);

@@ -87,6 +87,9 @@ int sl_safetensors_metadata_at(const sl_safetensors *set, size_t index, const ch
  * by way of float32), integer kinds to equal or wider ones (BOOL as 0 or 1); anything else is SL_EDTYPE. */
 sl_status sl_safetensors_copy(const sl_safetensor *entry, sl_dtype dtype, void *out);
 
+/* Takes the entry's whole pages out of memory: for one that was copied and is not needed again soon. */
+void sl_safetensors_forget(const sl_safetensor *entry);
+
 /* Demands a shape (rank sizes) and names file, tensor, expected and found otherwise. */
 sl_status sl_safetensors_expect(const sl_safetensor *entry, int rank, const int64_t *shape);
 

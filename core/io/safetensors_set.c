@@ -66,6 +66,8 @@ void sl_safetensors_close(sl_safetensors *set) {
   sl_mem_free(set);
 }
 
+void sl_safetensors_forget(const sl_safetensor *entry) { sl_file_map_forget(entry->data, entry->bytes); }
+
 static int has_shard(const sl_safetensors *set, const char *path) {
   for (size_t i = 0; i < set->n_shards; i++) {
     if (strcmp(set->shards[i].path, path) == 0) return 1;

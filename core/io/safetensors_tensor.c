@@ -5,6 +5,17 @@
 
 #include "core/base/mem.h"
 
+/* One copy on its way: the elements may need converting, and the file's data may be unaligned. */
+static sl_status load_through_host(const sl_safetensor *entry, sl_dtype dtype, sl_tensor *tensor) {
+  size_t bytes = (size_t)entry->count * sl_dtype_size(dtype);
+  void *host = NULL;
+  sl_status status = sl_mem_resize(&host, bytes, "a tensor being loaded");
+  if (status == SL_OK) status = sl_safetensors_copy(entry, dtype, host);
+  if (status == SL_OK) status = sl_tensor_write(tensor, host, bytes);
+  sl_mem_free(host);
+  return status;
+}
+
 sl_status sl_safetensors_load_tensor_as(const sl_safetensor *entry, sl_device *device, sl_dtype dtype,
                                         sl_tensor **out) {
   *out = NULL;
@@ -14,13 +25,9 @@ sl_status sl_safetensors_load_tensor_as(const sl_safetensor *entry, sl_device *d
   }
   sl_tensor *tensor;
   SL_TRY(sl_tensor_create(device, dtype, entry->rank, entry->shape, &tensor));
-  /* One copy on its way: the elements may need converting, and the file's data may be unaligned. */
-  size_t bytes = (size_t)entry->count * sl_dtype_size(dtype);
-  void *host = NULL;
-  sl_status status = sl_mem_resize(&host, bytes, "a tensor being loaded");
-  if (status == SL_OK) status = sl_safetensors_copy(entry, dtype, host);
-  if (status == SL_OK) status = sl_tensor_write(tensor, host, bytes);
-  sl_mem_free(host);
+  sl_status status = device->host_memory ? sl_safetensors_copy(entry, dtype, sl_tensor_data(tensor))
+                                         : load_through_host(entry, dtype, tensor);
+  sl_safetensors_forget(entry); /* so that file and tensors are never in memory whole at the same time */
   if (status == SL_OK) *out = tensor;
   else sl_tensor_release(tensor);
   return status;

@@ -1,7 +1,8 @@
 /* Weight files as tensors: an open safetensors set whose tensors use the mapped file's memory where it lies.
  *
  * The mapping is private: writing to such a tensor changes this process's copy of the page, never the file. It stays
- * until the set and every tensor over it are released. */
+ * until the set and every tensor over it are released. When the last tensor over an entry goes, the entry's pages leave
+ * memory with it: a model that is converted or uploaded is never in memory twice. */
 #ifndef SL_WEIGHTS_H
 #define SL_WEIGHTS_H
 

@@ -42,8 +42,8 @@ batchtopk.last = { file = "output/batchtopk/metrics.jsonl", field = "eval/l0", a
 local groupmax = activation("groupmax", "--format", "sparsify")
 table.insert(groupmax.files, "output/groupmax/final/sae.safetensors")
 
-local small = run({ "--max_tokens", "20000", "--batch_size", "8", "--ctx_len", "64", "--expansion_factor", "4", "--k", "8",
-  "--optimizer", "adam8bit", "--low_memory", "--memory_budget", "1G" })
+local small = run({ "--max_tokens", "20000", "--batch_size", "8", "--ctx_len", "64", "--expansion_factor", "4",
+  "--k", "8", "--optimizer", "adam8bit", "--low_memory", "--memory_budget", "1G" })
 small.args[4] = "small"
 small.files = { "output/small/final/*" }
 small.falls.file = "output/small/metrics.jsonl"

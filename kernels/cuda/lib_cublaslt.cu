@@ -53,7 +53,7 @@ static void *open_library(void) {
       char path[512];
       if (folder == NULL) continue;
       snprintf(path, sizeof path, "%s%s%s", folder, folder[0] != '\0' ? "/lib64/" : "", name);
-      void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+      void *library = dlopen(path, RTLD_LAZY | RTLD_LOCAL);
       if (library != NULL) return library;
     }
   }

@@ -16,6 +16,7 @@ enum { PACK_THREADS = 256 };
 
 template <int WIDTH> static __global__ void __launch_bounds__(PACK_THREADS) pack_kernel(sl_sae_pack_args a) {
   int64_t row = blockIdx.x;
+  bool halves = a.dtype == SL_BF16 || a.screen;
   for (int64_t column = static_cast<int64_t>(threadIdx.x) * WIDTH; column < a.d; column += blockDim.x * WIDTH) {
     int64_t at = row * a.d + column;
     slk_pack<float, WIDTH> x = sae_load<WIDTH>(a.x, at), shift = {};
@@ -28,7 +29,7 @@ template <int WIDTH> static __global__ void __launch_bounds__(PACK_THREADS) pack
     }
     if (a.slabs != nullptr) sae_store<WIDTH>(a.slabs, at, x);
     if (a.panels == nullptr) continue;
-    if (a.dtype == SL_F32) sae_store<WIDTH>(static_cast<float *>(a.panels), at, x);
+    if (!halves) sae_store<WIDTH>(static_cast<float *>(a.panels), at, x);
     else *reinterpret_cast<slk_pack<unsigned short, WIDTH> *>(static_cast<unsigned short *>(a.panels) + at) = rounded;
   }
 }
@@ -37,7 +38,7 @@ sl_status slk_cuda_sae_pack(sl_device *device, const sl_sae_pack_args *args) {
   slk_cuda_enter(device);
   size_t elements = static_cast<size_t>(args->n * args->d);
   if (args->need_panels != nullptr || args->need_slabs != nullptr) {
-    if (args->need_panels != nullptr) *args->need_panels = elements * sl_dtype_size(args->dtype);
+    if (args->need_panels != nullptr) *args->need_panels = elements * (args->screen ? 2 : sl_dtype_size(args->dtype));
     if (args->need_slabs != nullptr) *args->need_slabs = elements * sizeof(float);
     return SL_OK;
   }
@@ -63,6 +64,7 @@ struct encode_plan {
   int lists, keep[2], capacity[2];
   bool in_shared[2];
   size_t shared;                 /* bytes of dynamic shared memory */
+  int64_t exact;                 /* more of it where refused rows are computed */
 };
 
 /* What is selected: the k largest of a token unless one of these says otherwise. */
@@ -83,6 +85,7 @@ static encode_plan make_plan(const sl_device *device, const sl_sae_encode_topk_a
   encode_plan plan = {};
   int64_t tile = TILE_BYTES / 4 >> shift, left = static_cast<int64_t>(slk_cuda_get(device)->shared_limit) - 1024;
   int64_t staged = 0;
+  if (args->w_screen != nullptr) plan.exact = SELECT_SEGMENT * sizeof(float), left -= plan.exact;
   plan.lists = args->dead != nullptr ? 2 : 1;
   plan.rows = TALL >> (shift / 2);
   if (args->m * plan.rows < tile) plan.rows = slk_least(tile / args->m / ROWS_STEP * ROWS_STEP, TALLEST);
@@ -112,7 +115,9 @@ static encode_plan make_plan(const sl_device *device, const sl_sae_encode_topk_a
 
 struct encode_room {
   float *pre;
-  int32_t *bad, *above_floor;
+  int32_t *bad, *above_floor, *refused;
+  screen_row *screen_rows;
+  screen_block *screen_blocks;
   select_list lists[2];
 };
 
@@ -123,6 +128,10 @@ static size_t cut_room(const sl_sae_encode_topk_args *args, const encode_plan *p
   room->pre = cutter.cut<float>(plan->rows * plan->ld);
   room->bad = cutter.cut<int32_t>(plan->rows);
   room->above_floor = cutter.cut<int32_t>(plan->rows);
+  room->refused = cutter.cut<int32_t>(plan->rows);
+  room->screen_rows = cutter.cut<screen_row>(args->w_screen != nullptr ? args->n : 0);
+  room->screen_blocks = cutter.cut<screen_block>(
+      args->w_screen != nullptr ? slk_ceil_div<int64_t>(args->m, SCREEN_BLOCK) : 0);
   for (int l = 0; l < plan->lists; l++) {
     int64_t k = list_k(args, l), states = pieces ? plan->rows : 0, buffers = plan->in_shared[l] ? 0 : plan->rows;
     select_list list = {};
@@ -148,15 +157,18 @@ static size_t cut_room(const sl_sae_encode_topk_args *args, const encode_plan *p
 /* Pre-activations of rows x columns; *biased says whether the bias is in them. */
 static sl_status tile_product(sl_device *device, const sl_sae_encode_topk_args *args, const encode_plan *plan,
                               int64_t row, int64_t rows, int64_t column, int64_t columns, float *pre, bool *biased) {
-  size_t element = sl_dtype_size(args->dtype);
+  bool screen = args->w_screen != nullptr;
+  sl_dtype dtype = screen ? SL_BF16 : args->dtype;
+  size_t element = sl_dtype_size(dtype);
+  const void *w = screen ? args->w_screen : args->w;
   sl_gemm_args gemm = {};
   gemm.m = rows, gemm.n = columns, gemm.k = args->d, gemm.batch = 1;
   gemm.transpose_b = true;
   gemm.a = static_cast<const char *>(args->panels) + static_cast<size_t>(row * args->d) * element;
-  gemm.b = static_cast<const char *>(args->w) + static_cast<size_t>(column * args->d) * element;
+  gemm.b = static_cast<const char *>(w) + static_cast<size_t>(column * args->d) * element;
   gemm.c = pre;
   gemm.lda = args->d, gemm.ldb = args->d, gemm.ldc = plan->ld;
-  gemm.dtype_ab = args->dtype, gemm.dtype_c = SL_F32;
+  gemm.dtype_ab = dtype, gemm.dtype_c = SL_F32;
   gemm.bias = args->bias != nullptr ? args->bias + column : nullptr;
   if (gemm.bias != nullptr && slk_lib_gemm_fuses(&gemm)) {
     *biased = true;
@@ -168,22 +180,54 @@ static sl_status tile_product(sl_device *device, const sl_sae_encode_topk_args *
   return slk_lib_gemm(device, &gemm, device->tf32);
 }
 
+template <select_mode MODE> static void launch_lists(int lists, const select_job &job, int64_t rows, size_t shared,
+                                                     cudaStream_t stream) {
+  unsigned blocks = static_cast<unsigned>(rows);
+  if (lists == 1) LAUNCH((select_kernel<1, MODE>), blocks, SELECT_THREADS, shared, stream, job);
+  else LAUNCH((select_kernel<2, MODE>), blocks, SELECT_THREADS, shared, stream, job);
+}
+
 static void launch_selection(const encode_rule &rule, const encode_plan *plan, select_job job, int64_t rows,
                              cudaStream_t stream) {
-  unsigned blocks = static_cast<unsigned>(rows);
   if (rule.group > 0) {
-    LAUNCH((group_kernel), blocks, SELECT_THREADS, 0, stream, job);
+    LAUNCH((group_kernel), static_cast<unsigned>(rows), SELECT_THREADS, 0, stream, job);
     if (plan->lists == 1) return;
     job.lists[0] = job.lists[1]; /* the dead by themselves */
     job.nonfinite = nullptr;
-    LAUNCH((select_kernel<1, false>), blocks, SELECT_THREADS, plan->shared, stream, job);
+    launch_lists<SELECT_PLAIN>(1, job, rows, plan->shared, stream);
   } else if (rule.floor != nullptr) {
-    LAUNCH((select_kernel<1, true>), blocks, SELECT_THREADS, plan->shared, stream, job);
-  } else if (plan->lists == 1) {
-    LAUNCH((select_kernel<1, false>), blocks, SELECT_THREADS, plan->shared, stream, job);
+    LAUNCH((select_kernel<1, SELECT_FLOOR>), static_cast<unsigned>(rows), SELECT_THREADS, plan->shared, stream, job);
+  } else if (job.screen_rows == nullptr) {
+    launch_lists<SELECT_PLAIN>(plan->lists, job, rows, plan->shared, stream);
   } else {
-    LAUNCH((select_kernel<2, false>), blocks, SELECT_THREADS, plan->shared, stream, job);
+    launch_lists<SELECT_SCREEN>(plan->lists, job, rows, plan->shared, stream);
+    if (!job.ends) return;
+    job.width += job.first, job.first = 0, job.begins = true; /* refused rows: all latents at once */
+    launch_lists<SELECT_EXACT>(plan->lists, job, rows, plan->shared + static_cast<size_t>(plan->exact), stream);
   }
+}
+
+/* The error bounds of tokens and latents. */
+static void bound_screens(sl_device *device, const sl_sae_encode_topk_args *args, const encode_room *room) {
+  screen_job job = {};
+  job.n = args->n, job.m = args->m, job.d = args->d;
+  job.u = args->slabs, job.w = static_cast<const float *>(args->w), job.bias = args->bias;
+  job.rounded = static_cast<const unsigned short *>(args->panels), job.screen = args->w_screen;
+  job.rows = room->screen_rows, job.blocks = room->screen_blocks;
+  cudaStream_t stream = slk_cuda_stream(device);
+  unsigned blocks = static_cast<unsigned>(slk_ceil_div<int64_t>(args->n, SCREEN_WARPS));
+  LAUNCH((screen_rows_kernel), blocks, SCREEN_THREADS, 0, stream, job);
+  blocks = static_cast<unsigned>(slk_ceil_div<int64_t>(args->m, SCREEN_BLOCK));
+  LAUNCH((screen_blocks_kernel), blocks, SCREEN_THREADS, 0, stream, job);
+}
+
+static void fill_screen(const sl_sae_encode_topk_args *args, const encode_room *room, int64_t row, select_job *job) {
+  job->u = args->slabs + row * args->d, job->w = static_cast<const float *>(args->w), job->d = args->d;
+  job->w_bias = args->bias;
+  job->packed = sae_width(args->d, args->slabs, args->w) == 4;
+  job->rounding = static_cast<float>(args->d + 16) * 0x1p-21f;
+  job->screen_rows = room->screen_rows + row, job->screen_blocks = room->screen_blocks;
+  job->refused = room->refused;
 }
 
 /* One tile of rows through all latents, into the staging rows from `staged` on. */
@@ -203,6 +247,7 @@ static sl_status encode_rows(sl_device *device, const sl_sae_encode_topk_args *a
     job.bad = room->bad, job.nonfinite = args->nonfinite;
     job.floor = rule.floor, job.above_floor = room->above_floor, job.overflow = rule.overflow;
     job.group = rule.group;
+    if (args->w_screen != nullptr) fill_screen(args, room, row, &job);
     for (int l = 0; l < plan->lists; l++) {
       job.lists[l] = room->lists[l];
       job.lists[l].out_values += staged * job.lists[l].k;
@@ -234,10 +279,18 @@ static void place_batch(sl_device *device, const sl_sae_encode_topk_args *args, 
 }
 
 /* Dynamic shared memory above 48 KiB must be asked for. */
-static sl_status allow_shared(sl_device *device, const encode_plan *plan, const char *kernel) {
-  SL_TRY(slk_cuda_allow_shared(device, select_kernel<1, false>, plan->shared, kernel));
-  SL_TRY(slk_cuda_allow_shared(device, select_kernel<1, true>, plan->shared, kernel));
-  return slk_cuda_allow_shared(device, select_kernel<2, false>, plan->shared, kernel);
+template <select_mode MODE> static sl_status allow_shared(sl_device *device, size_t shared, const char *kernel) {
+  SL_TRY(slk_cuda_allow_shared(device, select_kernel<1, MODE>, shared, kernel));
+  return slk_cuda_allow_shared(device, select_kernel<2, MODE>, shared, kernel);
+}
+
+static sl_status allow_all_shared(sl_device *device, const encode_plan *plan, const encode_rule &rule, bool screen) {
+  if (screen) {
+    SL_TRY(allow_shared<SELECT_SCREEN>(device, plan->shared, rule.kernel));
+    return allow_shared<SELECT_EXACT>(device, plan->shared + static_cast<size_t>(plan->exact), rule.kernel);
+  }
+  if (rule.floor != nullptr) return slk_cuda_allow_shared(device, select_kernel<1, SELECT_FLOOR>, plan->shared, rule.kernel);
+  return allow_shared<SELECT_PLAIN>(device, plan->shared, rule.kernel);
 }
 
 static sl_status encode(sl_device *device, const sl_sae_encode_topk_args *args, const encode_rule &rule) {
@@ -256,7 +309,8 @@ static sl_status encode(sl_device *device, const sl_sae_encode_topk_args *args, 
   }
   if (want > args->workspace_bytes) return sae_short_workspace(rule.kernel, args->workspace_bytes, want);
   cut_room(args, &plan, args->workspace, &room);
-  SL_TRY(allow_shared(device, &plan, rule.kernel));
+  SL_TRY(allow_all_shared(device, &plan, rule, args->w_screen != nullptr));
+  if (args->w_screen != nullptr && args->n > 0) bound_screens(device, args, &room);
   for (int64_t first = 0; first < args->n; first += plan.batch) {
     int64_t rows = slk_least(args->n - first, plan.batch);
     for (int64_t row = 0; row < rows; row += plan.rows)
@@ -266,9 +320,18 @@ static sl_status encode(sl_device *device, const sl_sae_encode_topk_args *args, 
   return slk_cuda_launched(device, rule.kernel);
 }
 
+/* A float32 product without TF32 runs at a tenth of the tensor cores' bf16 speed; bounds and rescoring must cost less
+ * than that. With TF32 the caller has asked for less than float32 already. */
+static bool wants_screen(const sl_device *device, const sl_sae_encode_topk_args *args) {
+  enum { FEWEST_TOKENS = 128, FEWEST_INPUTS = 64, SHARE = 16, MOST_CHOSEN = 1024 };
+  int64_t chosen = args->k + (args->dead != nullptr ? args->k_dead : 0);
+  return args->dtype == SL_F32 && !device->tf32 && args->n >= FEWEST_TOKENS && args->d >= FEWEST_INPUTS &&
+         chosen <= MOST_CHOSEN && SHARE * chosen <= args->m;
+}
+
 sl_status slk_cuda_sae_encode_topk(sl_device *device, const sl_sae_encode_topk_args *args) {
   if (args->wants_screen != nullptr) {
-    *args->wants_screen = false;
+    *args->wants_screen = wants_screen(device, args);
     return SL_OK;
   }
   return encode(device, args, { "sae_encode_topk", 0, nullptr, nullptr });

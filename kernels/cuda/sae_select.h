@@ -11,7 +11,7 @@
 #ifndef SLK_SAE_SELECT_H
 #define SLK_SAE_SELECT_H
 
-#include "sae_cuda.h"
+#include "sae_screen.h"
 
 enum {
   SELECT_THREADS = 512,
@@ -50,7 +50,19 @@ struct select_job {
   int32_t *above_floor;          /* [rows]: how many so far; between pieces */
   int64_t *overflow;             /* rows with more than k of them */
   int64_t group;                 /* GroupMax: latents to a group */
+  /* Screening and what is computed again (sae_screen.h); of this piece's rows: */
+  const float *u, *w, *w_bias;   /* [rows, d]; [m, d]; [m] or NULL, whatever is in `pre` */
+  int64_t d;
+  bool packed;
+  float rounding;
+  const screen_row *screen_rows;
+  const screen_block *screen_blocks;
+  int32_t *refused;              /* [rows] */
 };
+
+/* PLAIN: `pre` is what is selected. FLOOR: with a threshold for each latent. SCREEN: `pre` holds screens; a candidate's
+ * value is the least that it may be. EXACT: refused rows, computed here. */
+enum select_mode { SELECT_PLAIN, SELECT_FLOOR, SELECT_SCREEN, SELECT_EXACT };
 
 /* Candidates of one list while its row is scanned; all threads hold the same numbers. */
 struct select_state {
@@ -122,16 +134,21 @@ static __device__ int select_count(const select_state &s, float bound) {
   return count;
 }
 
+static __device__ __forceinline__ float select_error(const select_job &job, int64_t row, int32_t latent) {
+  return screen_error(job.screen_rows[row], job.screen_blocks[latent / SCREEN_BLOCK], job.rounding);
+}
+
 /* Copies the entries above `bound`, and the first `ties` equal to it, to the front of values and ids, which may be the
- * buffer itself; returns how many. */
+ * buffer itself; returns how many. With `screen`, entries count as the most that they may be. */
 static __device__ int select_compact(const select_state &s, float bound, int ties, float *values, int32_t *ids,
-                                     select_shared *shared, int *turn) {
+                                     select_shared *shared, int *turn, const select_job *screen = nullptr) {
   int kept = 0;
   for (int start = 0; start < s.count; start += SELECT_THREADS) {
     int i = start + static_cast<int>(threadIdx.x);
-    float value = i < s.count ? s.values[i] : 0;
+    float value = i < s.count ? s.values[i] : 0, most = value;
     int32_t id = i < s.count ? s.ids[i] : 0;
-    bool over = i < s.count && value > bound, tie = ties > 0 && i < s.count && value == bound;
+    if (screen != nullptr && i < s.count) most += 2 * select_error(*screen, blockIdx.x, id);
+    bool over = i < s.count && most > bound, tie = ties > 0 && i < s.count && value == bound;
     unsigned total, before = select_scan((over ? 1u : 0u) | (tie ? 1u << 16 : 0u), shared, turn, &total);
     int rank = static_cast<int>(before >> 16), equal = static_cast<int>(total >> 16);
     if (over || (tie && rank < ties)) { /* never behind what others still read: theirs is in registers by now */
@@ -146,34 +163,55 @@ static __device__ int select_compact(const select_state &s, float bound, int tie
   return kept;
 }
 
-/* Leaves the k best among between k and `limit` entries, in the buffer or elsewhere, and raises the threshold to match.
- * Needs count > limit >= k. */
-static __device__ void select_shrink(select_state *s, int k, int limit, float *values, int32_t *ids,
-                                     select_shared *shared, int *turn) {
+/* What a bisection has found, as bits of values >= 0: `above` > low, fewer than k > high. */
+struct select_bounds { int low, high, above; };
+
+/* Narrows from [low, largest value] until at most `limit` >= k values are above `low`, or there is nothing between. */
+static __device__ select_bounds select_bisect(const select_state &s, float from, int k, int limit, select_shared *shared) {
   float top = 0;
   __syncthreads(); /* the entries are there */
-  for (int i = static_cast<int>(threadIdx.x); i < s->count; i += SELECT_THREADS) top = fmaxf(top, s->values[i]);
+  for (int i = static_cast<int>(threadIdx.x); i < s.count; i += SELECT_THREADS) top = fmaxf(top, s.values[i]);
   top = select_top(top, shared);
-  /* Ties kept by an earlier call equal the threshold: the search starts below it. */
-  int above = s->count, low = s->threshold > 0 ? __float_as_int(s->threshold) - 1 : 0, high = __float_as_int(top);
-  for (int round = 0; above > limit && high - low > 1; round++) {
-    int middle = low + (high - low) / 2;
+  select_bounds b = { from > 0 ? __float_as_int(from) - 1 : 0, __float_as_int(top), s.count };
+  for (int round = 0; b.above > limit && b.high - b.low > 1; round++) {
+    int middle = b.low + (b.high - b.low) / 2;
     if (round < 8) { /* near-linear at first: halving bits from zero would walk through the exponents */
-      int guess = __float_as_int(0.5f * (__int_as_float(low) + __int_as_float(high)));
-      if (guess > low && guess < high) middle = guess;
+      int guess = __float_as_int(0.5f * (__int_as_float(b.low) + __int_as_float(b.high)));
+      if (guess > b.low && guess < b.high) middle = guess;
     }
-    int found = select_count(*s, __int_as_float(middle));
-    if (found >= k) low = middle, above = found;
-    else high = middle;
+    int found = select_count(s, __int_as_float(middle));
+    if (found >= k) b.low = middle, b.above = found;
+    else b.high = middle;
   }
+  return b;
+}
+
+/* Leaves the k best among between k and `limit` entries, in the buffer or elsewhere, and raises the threshold to match.
+ * Needs count > limit >= k. The search starts below the threshold: ties kept by an earlier call equal it. */
+static __device__ void select_shrink(select_state *s, int k, int limit, float *values, int32_t *ids,
+                                     select_shared *shared, int *turn) {
+  select_bounds b = select_bisect(*s, s->threshold, k, limit, shared);
   int ties = 0;
-  float bound = __int_as_float(low);
-  if (above > limit) { /* the k-th value itself, more than once */
-    bound = __int_as_float(high);
+  float bound = __int_as_float(b.low);
+  if (b.above > limit) { /* the k-th value itself, more than once */
+    bound = __int_as_float(b.high);
     ties = k - select_count(*s, bound);
   }
   s->count = select_compact(*s, bound, ties, values, ids, shared, turn);
   s->threshold = bound;
+}
+
+/* The same for candidates of a screen, whose values are lower limits: what may reach the k-th largest of them stays.
+ * False where that is too much. */
+static __device__ bool select_shrink_screened(const select_job &job, select_state *s, int k, int keep,
+                                              select_shared *shared, int *turn) {
+  select_bounds b = select_bisect(*s, s->threshold, k, k, shared);
+  float bound = __int_as_float(b.low);
+  if (bound > s->threshold) s->threshold = bound;
+  s->count = select_compact(*s, s->threshold, 0, s->values, s->ids, shared, turn, &job);
+  if (s->count <= keep) return true;
+  s->count = 0, s->threshold = INFINITY;
+  return false;
 }
 
 /* Eight values of the segment at `column`: columns column + 4 thread .. + 3, and as many half a segment on. */
@@ -203,12 +241,12 @@ static __device__ __forceinline__ unsigned select_masked(const select_job &job, 
   return bits;
 }
 
-/* Appends what beats the threshold, in the order of the latents. */
-static __device__ __forceinline__ void select_append(select_state *s, const float *v, unsigned allowed, int latent,
-                                                     select_shared *shared, int *turn) {
+/* Appends v where `reach` beats the threshold, in the order of the latents. */
+static __device__ __forceinline__ void select_append(select_state *s, const float *v, const float *reach,
+                                                     unsigned allowed, int latent, select_shared *shared, int *turn) {
   unsigned hits = 0, total;
 #pragma unroll
-  for (int q = 0; q < SELECT_VALUES; q++) hits |= v[q] > s->threshold ? 1u << q : 0u;
+  for (int q = 0; q < SELECT_VALUES; q++) hits |= reach[q] > s->threshold ? 1u << q : 0u;
   hits &= allowed;
   unsigned mine = static_cast<unsigned>(__popc(hits & 15u)) | static_cast<unsigned>(__popc(hits >> 4)) << 16;
   unsigned before = select_scan(mine, shared, turn, &total);
@@ -234,6 +272,55 @@ static __device__ __forceinline__ unsigned select_above_floor(const select_job &
     if (at < job.width && v[q] > fmaxf(job.floor[job.first + at], 0.0f)) bits |= 1u << q;
   }
   return bits;
+}
+
+/* The same eight values of a refused row, from u and w. */
+static __device__ void select_compute(const select_job &job, int64_t row, int column, float *tile, float *v) {
+  const float *u = job.u + row * job.d;
+  __syncthreads(); /* the last segment has been read */
+  for (int i = static_cast<int>(threadIdx.x) / SLK_WARP; i < SELECT_SEGMENT && column + i < job.width; i += SELECT_WARPS) {
+    float dot = screen_dot(u, job.w + (column + i) * job.d, job.d, job.packed);
+    if (threadIdx.x % SLK_WARP == 0) tile[i] = dot + (job.w_bias != nullptr ? job.w_bias[column + i] : 0);
+  }
+  __syncthreads();
+#pragma unroll
+  for (int q = 0; q < SELECT_VALUES; q++) {
+    int i = q / 4 * (SELECT_SEGMENT / 2) + static_cast<int>(threadIdx.x) * 4 + q % 4;
+    v[q] = column + i < job.width ? tile[i] : 0;
+  }
+}
+
+/* v becomes the least, reach the most that the eight pre-activations may be; poison NaN where that is not finite. */
+static __device__ __forceinline__ void select_screen(const select_job &job, int64_t row, int column, float *v,
+                                                     float *reach, float *poison) {
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    int at = column + half * (SELECT_SEGMENT / 2) + static_cast<int>(threadIdx.x) * 4;
+    float error = at < job.width ? select_error(job, row, job.first + at) : 0;
+    *poison += error * 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      float value = v[half * 4 + i];
+      bool real = at + i < job.width;
+      v[half * 4 + i] = real ? value - error : 0;
+      reach[half * 4 + i] = real ? value + error : 0;
+    }
+  }
+}
+
+/* The candidates of a screen get their float32 values; those that are not positive leave. */
+static __device__ void select_rescore(const select_job &job, int64_t row, select_state *s, select_shared *shared,
+                                      int *turn) {
+  const float *u = job.u + row * job.d;
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x) / SLK_WARP; i < s->count; i += SELECT_WARPS) {
+    int64_t latent = s->ids[i];
+    float dot = screen_dot(u, job.w + latent * job.d, job.d, job.packed);
+    if (threadIdx.x % SLK_WARP == 0) s->values[i] = dot + (job.w_bias != nullptr ? job.w_bias[latent] : 0);
+  }
+  __syncthreads();
+  s->count = select_compact(*s, 0, 0, s->values, s->ids, shared, turn);
+  s->threshold = 0;
 }
 
 static __device__ void select_resume(const select_list &list, int64_t row, select_state *s) {
@@ -277,17 +364,20 @@ static __device__ void select_report(const select_job &job, int64_t row, bool ba
   else if (bad && job.nonfinite != nullptr) atomicAdd(reinterpret_cast<unsigned long long *>(job.nonfinite), 1ull);
 }
 
-/* LISTS 1 or 2; FLOOR: list 0 is JumpReLU's. */
-template <int LISTS, bool FLOOR>
-static __global__ void __launch_bounds__(SELECT_THREADS, LISTS == 1 ? 3 : 2) select_kernel(select_job job) {
+template <int LISTS, select_mode MODE>
+static __global__ void __launch_bounds__(SELECT_THREADS, LISTS == 1 && MODE <= SELECT_FLOOR ? 3 : 2)
+    select_kernel(select_job job) {
   DYN_SHARED(float, buffers);
   __shared__ select_shared shared;
   int64_t row = blockIdx.x;
+  if (MODE == SELECT_EXACT && job.refused[row] == 0) return;
   const float *pre = job.pre + row * job.ld;
   select_state states[LISTS];
-  float *next = buffers, poison = 0;
+  float *next = buffers, *tile = buffers, poison = 0;
+  if (MODE == SELECT_EXACT) next += SELECT_SEGMENT;
   int turn = 0;
   unsigned above = 0;
+  bool fits = MODE != SELECT_SCREEN || job.begins || job.refused[row] == 0;
 #pragma unroll
   for (int l = 0; l < LISTS; l++) {
     const select_list &list = job.lists[l];
@@ -299,16 +389,19 @@ static __global__ void __launch_bounds__(SELECT_THREADS, LISTS == 1 ? 3 : 2) sel
     if (!job.begins) select_resume(list, row, &states[l]);
   }
   for (int column = 0; column < job.width; column += SELECT_SEGMENT) {
-    float v[SELECT_VALUES];
-    select_load(job, pre, column, v);
+    float v[SELECT_VALUES], most[SELECT_VALUES];
+    if (MODE == SELECT_EXACT) select_compute(job, row, column, tile, v);
+    else select_load(job, pre, column, v);
 #pragma unroll
     for (int q = 0; q < SELECT_VALUES; q++) poison += v[q] * 0.0f; /* NaN once anything is not finite */
+    if (MODE == SELECT_SCREEN) select_screen(job, row, column, v, most, &poison);
+    const float *reach = MODE == SELECT_SCREEN ? most : v;
 #pragma unroll
     for (int l = 0; l < LISTS; l++) {
       const select_list &list = job.lists[l];
       select_state *s = &states[l];
       unsigned allowed = list.mask != nullptr ? select_masked(job, list.mask, column) : 255u;
-      if (FLOOR) {
+      if (MODE == SELECT_FLOOR) {
         allowed = select_above_floor(job, v, column);
         above += static_cast<unsigned>(__popc(allowed));
       }
@@ -319,18 +412,35 @@ static __global__ void __launch_bounds__(SELECT_THREADS, LISTS == 1 ? 3 : 2) sel
           g[q / 4] = (allowed >> q & 1u) != 0 ? fmaxf(g[q / 4], v[q]) : g[q / 4];
         s->threshold = select_first_bound(g[0], g[1], list.k, &shared);
       }
-      select_append(s, v, allowed, job.first + column, &shared, &turn);
-      if (s->count > list.keep) select_shrink(s, list.k, list.keep, s->values, s->ids, &shared, &turn);
+      select_append(s, v, reach, allowed, job.first + column, &shared, &turn);
+      if (s->count <= list.keep) continue;
+      if (MODE == SELECT_SCREEN) fits &= select_shrink_screened(job, s, list.k, list.keep, &shared, &turn);
+      else select_shrink(s, list.k, list.keep, s->values, s->ids, &shared, &turn);
     }
   }
-  bool bad = __syncthreads_or(!(poison == 0.0f)) != 0 || (!job.begins && job.bad[row] != 0);
-  __syncthreads(); /* all have read it */
+  bool bad = __syncthreads_or(!(poison == 0.0f)) != 0;
+  if (MODE == SELECT_SCREEN) {
+    if (threadIdx.x == 0) job.refused[row] = !fits || bad; /* all have read it before the barrier */
+    if (!fits || bad) {
+      if (job.ends) return;
+#pragma unroll
+      for (int l = 0; l < LISTS; l++) states[l].count = 0, states[l].threshold = INFINITY;
+    }
+  } else {
+    bad |= !job.begins && job.bad[row] != 0;
+    __syncthreads(); /* all have read it */
+  }
 #pragma unroll
   for (int l = 0; l < LISTS; l++) {
+    if (MODE == SELECT_SCREEN && job.ends) {
+      const select_list &list = job.lists[l]; /* every candidate less is a row of W less to read */
+      if (states[l].count > list.k) (void)select_shrink_screened(job, &states[l], list.k, list.keep, &shared, &turn);
+      select_rescore(job, row, &states[l], &shared, &turn);
+    }
     if (job.ends) select_finish(job.lists[l], row, &states[l], &shared, &turn);
     else select_suspend(job.lists[l], row, states[l]);
   }
-  if (FLOOR) {
+  if (MODE == SELECT_FLOOR) {
     unsigned total;
     (void)select_scan(above, &shared, &turn, &total);
     int all = static_cast<int>(total) + (job.begins ? 0 : job.above_floor[row]);
@@ -339,7 +449,7 @@ static __global__ void __launch_bounds__(SELECT_THREADS, LISTS == 1 ? 3 : 2) sel
     if (threadIdx.x == 0 && job.ends && all > job.lists[0].k)
       atomicAdd(reinterpret_cast<unsigned long long *>(job.overflow), 1ull);
   }
-  select_report(job, row, bad);
+  if (MODE != SELECT_SCREEN) select_report(job, row, bad);
 }
 
 /* -- GroupMax -- */

@@ -130,6 +130,141 @@ static void test_nonfinite(void **state) {
   }
 }
 
+/* -- Screening: the same codes as without, whatever the bf16 matrix holds -- */
+
+typedef enum { AS_ROUNDED, NOISY, UNRELATED, HUGE_ROW, NOT_FINITE, SCREENS } screen_kind;
+
+static block *make_screen(const sae_pair *r, screen_kind kind) {
+  size_t n = r->w_enc->bytes / 4;
+  uint16_t *half = calloc(n + 1, 2);
+  uint64_t state = 77;
+  assert_non_null(half);
+  for (size_t i = 0; i < n; i++) {
+    float w = ((const float *)r->w_enc->at[PAIR_CPU])[i];
+    if (kind == NOISY) w += next_number(&state) / 256;
+    if (kind == UNRELATED) w = next_number(&state);
+    half[i] = sl_f32_to_bf16(w);
+  }
+  if (kind == NOT_FINITE) half[5] = 0x7fc0;
+  block *b = pair_of(r->p, half, n * 2);
+  free(half);
+  return b;
+}
+
+static void run_screened(sae_pair *r, block *screen, size_t cut) {
+  const sae_shape *s = &r->s;
+  sae_run_encode(r, PAIR_CPU);
+  size_t panels;
+  sl_sae_pack_args pack = { .n = s->n, .d = s->d, .x = AT(r->x, PAIR_CUDA), .shift = AT(r->b_dec, PAIR_CUDA),
+                            .dtype = SL_F32, .screen = true, .need_panels = &panels };
+  PAIR_RUN(r->p, PAIR_CUDA, sae_pack, &pack);
+  block *room = pair_block(r->p, panels);
+  pack.need_panels = NULL, pack.panels = AT(room, PAIR_CUDA), pack.slabs = AT(r->u[PAIR_CUDA], PAIR_CUDA);
+  PAIR_RUN(r->p, PAIR_CUDA, sae_pack, &pack);
+  sl_sae_encode_topk_args encode = sae_encode_args(r, PAIR_CUDA);
+  encode.panels = pack.panels, encode.w_screen = AT(screen, PAIR_CUDA), encode.slabs = pack.slabs;
+  size_t need;
+  encode.need = &need;
+  PAIR_RUN(r->p, PAIR_CUDA, sae_encode_topk, &encode);
+  block *work = pair_block(r->p, need / cut);
+  encode.need = NULL, encode.workspace = AT(work, PAIR_CUDA), encode.workspace_bytes = work->bytes;
+  PAIR_RUN(r->p, PAIR_CUDA, sae_encode_topk, &encode);
+  pair_check_guards(r->p, "workspace", work);
+  sae_check_codes(r);
+}
+
+static void test_screening(void **state) {
+  (void)state;
+  static const sae_shape screened[] = {
+    { .n = 4, .d = 64, .m = 700, .k = 8, .base = 3 },
+    { .n = 3, .d = 37, .m = 5000, .k = 20, .k_dead = 15 },
+    { .n = 2, .d = 12, .m = 300, .k = 300, .k_dead = 40 },
+  };
+  for (int kind = 0; kind < SCREENS; kind++) {
+    for (size_t i = 0; i < LENGTH(screened); i++) {
+      pair p = pair_open();
+      sae_shape s = screened[i];
+      s.exact = true;
+      sae_pair r = sae_pair_open(&p, s, 20 + i);
+      if (kind == HUGE_ROW) {
+        float *w = AT(r.w_enc, PAIR_CPU);
+        for (int64_t j = 0; j < s.d; j++) w[7 * s.d + j] *= 4096;
+        pair_put(&p, r.w_enc, w);
+      }
+      run_screened(&r, make_screen(&r, (screen_kind)kind), i == 1 && kind < UNRELATED ? 2 : 1);
+      assert_int_equal(sae_fetch_numbers(&r)->nonfinite, 0);
+      pair_close(&p);
+    }
+  }
+}
+
+/* What the float32 product would count is counted, once. Ties and near-ties in their thousands overflow every buffer. */
+static void test_screening_refuses(void **state) {
+  (void)state;
+  for (int tied = 0; tied < 2; tied++) {
+    pair p = pair_open();
+    sae_pair r = sae_pair_open(&p, (sae_shape){ .n = 4, .d = 16, .m = 1500, .k = 5, .exact = true }, 6);
+    float *x = AT(r.x, PAIR_CPU), *w = AT(r.w_enc, PAIR_CPU);
+    for (int64_t i = 0; tied && i < 1500 * 16; i++) w[i] = 0.5f;
+    if (!tied) x[2 * 16 + 1] = INFINITY;
+    pair_put(&p, r.x, x), pair_put(&p, r.w_enc, w);
+    if (tied) {
+      run_screened(&r, make_screen(&r, AS_ROUNDED), 1);
+    } else {
+      sae_run_encode(&r, PAIR_CPU);
+      assert_int_equal(((const sl_sae_numbers *)r.numbers->at[PAIR_CPU])->nonfinite, 1);
+      block *screen = make_screen(&r, AS_ROUNDED), *room = pair_block(&p, 4 * 16 * 2);
+      sl_sae_pack_args pack = { .n = 4, .d = 16, .x = AT(r.x, PAIR_CUDA), .shift = AT(r.b_dec, PAIR_CUDA),
+                                .dtype = SL_F32, .screen = true, .panels = AT(room, PAIR_CUDA),
+                                .slabs = AT(r.u[PAIR_CUDA], PAIR_CUDA) };
+      PAIR_RUN(&p, PAIR_CUDA, sae_pack, &pack);
+      sl_sae_encode_topk_args encode = sae_encode_args(&r, PAIR_CUDA);
+      encode.panels = pack.panels, encode.w_screen = AT(screen, PAIR_CUDA), encode.slabs = pack.slabs;
+      PAIR_RUN_WORKING(&p, PAIR_CUDA, sae_encode_topk, &encode);
+      assert_int_equal(sae_fetch_numbers(&r)->nonfinite, 1);
+    }
+    pair_close(&p);
+  }
+}
+
+/* Numbers of all sizes, against float64: no latent is missed that belongs among the k largest. */
+static void test_screening_is_exact(void **state) {
+  (void)state;
+  enum { N = 6, D = 40, M = 800, K = 12 };
+  pair p = pair_open();
+  sae_pair r = sae_pair_open(&p, (sae_shape){ .n = N, .d = D, .m = M, .k = K }, 31);
+  float *x = AT(r.x, PAIR_CPU);
+  for (int i = 0; i < N * D; i++) x[i] = ldexpf(x[i], i % 11 - 5 - (i / D == 4 ? 100 : 0));
+  pair_put(&p, r.x, x);
+  float zeros[D] = { 0 }, *bias = calloc(M, 4);
+  pair_put(&p, r.b_dec, zeros), pair_put(&p, r.b_enc, bias);
+  free(bias);
+  block *screen = make_screen(&r, AS_ROUNDED), *room = pair_block(&p, N * D * 2);
+  sl_sae_pack_args pack = { .n = N, .d = D, .x = AT(r.x, PAIR_CUDA), .dtype = SL_F32, .screen = true,
+                            .panels = AT(room, PAIR_CUDA), .slabs = AT(r.u[PAIR_CUDA], PAIR_CUDA) };
+  PAIR_RUN(&p, PAIR_CUDA, sae_pack, &pack);
+  sl_sae_encode_topk_args encode = sae_encode_args(&r, PAIR_CUDA);
+  encode.panels = pack.panels, encode.w_screen = AT(screen, PAIR_CUDA), encode.slabs = pack.slabs;
+  PAIR_RUN_WORKING(&p, PAIR_CUDA, sae_encode_topk, &encode);
+  const int32_t *ids = pair_fetch(&p, r.ids);
+  const float *w = AT(r.w_enc, PAIR_CPU);
+  assert_int_equal(((const int64_t *)pair_fetch(&p, r.offsets))[N], N * K);
+  for (int t = 0; t < N; t++) {
+    double pre[M], size = 0;
+    for (int i = 0; i < M; i++) {
+      pre[i] = 0;
+      for (int j = 0; j < D; j++) pre[i] += (double)x[t * D + j] * (double)w[i * D + j];
+    }
+    for (int j = 0; j < D; j++) size += fabs((double)x[t * D + j]);
+    for (int e = 0; e < K; e++) {
+      int better = 0, id = ids[t * K + e];
+      for (int i = 0; i < M; i++) better += pre[i] > pre[id] + 1e-6 * size;
+      assert_true(better < K);
+    }
+  }
+  pair_close(&p);
+}
+
 /* Numbers that are not exact: sums run in another order, so the last places may swap; the values agree. */
 static void test_rounding(void **state) {
   (void)state;
@@ -163,7 +298,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_shapes),       cmocka_unit_test(test_small_workspaces), cmocka_unit_test(test_ties),
     cmocka_unit_test(test_no_positives), cmocka_unit_test(test_nonfinite),        cmocka_unit_test(test_rounding),
-    cmocka_unit_test(test_schedules),
+    cmocka_unit_test(test_schedules),    cmocka_unit_test(test_screening),
+    cmocka_unit_test(test_screening_refuses), cmocka_unit_test(test_screening_is_exact),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

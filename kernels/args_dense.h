@@ -59,6 +59,7 @@ typedef struct {
   X(GELU_TANH, "gelu_tanh", slk_gelu_tanh(x),         slk_gelu_tanh_slope(x))         \
   X(TANH,      "tanh",      slk_tanh(x),              1.0f - y * y)                   \
   X(SIGMOID,   "sigmoid",   slk_sigmoid(x),           y * (1.0f - y))                 \
+  X(SILU,      "silu",      slk_silu(x),              slk_silu_slope(x))              \
   X(ADD_SCALAR,"add_scalar", x + p,                   1.0f)                           \
   X(MUL_SCALAR,"mul_scalar", x * p,                   p)                              \
   X(POW_SCALAR,"pow_scalar", powf(x, p),              p * powf(x, p - 1.0f))          \
@@ -138,7 +139,8 @@ typedef struct {
 /* q, out: [batch, tokens, heads * head_dim]; k, v: [batch, tokens, kv_heads * head_dim], each key head shared by
  * heads / kv_heads neighbouring query heads (Ainslie et al., arXiv 2305.13245); row strides `ld_*`; mask [batch, tokens],
  * 0 = padding key. out = softmax(cap(q k' * scale)) v per head, cap(s) = soft_cap tanh(s / soft_cap) (Gemma 2, arXiv
- * 2408.00118). A query row whose keys are all masked yields zeros. */
+ * 2408.00118). Query i sees key j if the mask shows it, j <= i (causal) and i - j < window (Beltagy et al., arXiv
+ * 2004.05150). A query that sees none yields zeros. */
 typedef struct {
   const float *q, *k, *v; float *out;
   int64_t ld_q, ld_k, ld_v, ld_out;
@@ -147,6 +149,7 @@ typedef struct {
   int64_t kv_heads;              /* divides heads; 0 = heads */
   float scale; bool causal;
   float soft_cap;                /* 0 = none */
+  int64_t window;                /* 0 = none */
   float *lse;                    /* [batch, heads, tokens] log-sum-exp for the backward, or NULL */
   float *pattern;                /* [batch, heads, tokens, tokens] softmax weights, or NULL */
   float *workspace; int64_t workspace_size; /* floats; sl_attention_workspace */

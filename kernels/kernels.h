@@ -63,6 +63,7 @@ sl_status sl_cuda_device(int index, sl_device **out);
 
 #include "args_dense.h"
 #include "args_train.h"
+#include "args_transformer.h"
 #include "args_sae.h"
 #include "args_sae_rules.h"
 #include "list.h"

@@ -1,5 +1,5 @@
 /* The truth about which kernels exist: one line each. X(name, meaning, deterministic).
- * Kernel `name` takes sl_<name>_args (args_dense.h, args_sae.h) and is slk_<device>_<name>. */
+ * Kernel `name` takes sl_<name>_args (args_*.h) and is slk_<device>_<name>. */
 #ifndef SL_KERNEL_LIST_H
 #define SL_KERNEL_LIST_H
 
@@ -32,6 +32,13 @@
   X(sparse_rows,        "sum of matrix rows by id, weighted",                        true)  \
   X(sparse_rows_backward, "its gradients",                                           true)
 
+#define SL_KERNELS_TRANSFORMER(X)                                                            \
+  X(rms_norm,           "root-mean-square normalisation of (x + residual) over rows", true) \
+  X(rms_norm_backward,  "its gradients",                                             true)  \
+  X(rotary,             "pairs of each head turned by position, either way",         true)  \
+  X(gated,              "f(gate) up",                                                true)  \
+  X(gated_backward,     "its gradients",                                             true)
+
 #define SL_KERNELS_SAE(X)                                                                    \
   X(sae_pack,           "x - shift in the layouts of the SAE kernels",               true)  \
   X(sae_encode_topk,    "encoder product and exact top-k per token, fused",          true)  \
@@ -54,6 +61,6 @@
   X(sae_mask,           "latents beyond a bound, counted",                           true)  \
   X(sae_center,         "mean or geometric median of rows, and their variance",      true)
 
-#define SL_KERNELS(X) SL_KERNELS_DENSE(X) SL_KERNELS_SAE(X)
+#define SL_KERNELS(X) SL_KERNELS_DENSE(X) SL_KERNELS_TRANSFORMER(X) SL_KERNELS_SAE(X)
 
 #endif

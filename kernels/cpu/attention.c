@@ -23,16 +23,42 @@ SLK_HOT static void hide_keys(float *row, const uint8_t *mask, int64_t n) {
   SLK_SIMD for (int64_t i = 0; i < n; i++) row[i] = mask[i] != 0 ? row[i] : -INFINITY;
 }
 
-/* Scores -> exp(score - max), the entries from `visible` to `keys` zero.
- * Returns the sum, 0 for a fully masked row. */
-SLK_HOT static float weigh_row(float *row, const uint8_t *mask, int64_t visible, int64_t keys, float *lse) {
-  if (mask != NULL) hide_keys(row, mask, visible);
-  float best = slk_row_max(row, visible), sum = 0;
+/* The keys from `first` to before `end`: those that some query of a block may see, or one query. */
+typedef struct {
+  int64_t first, end;
+} span;
+
+/* What the queries from `from` to before `to` may see between them; `keys`: count_keys. */
+static span seen_by(const sl_attention_args *a, int64_t from, int64_t to, int64_t keys) {
+  const int64_t first = a->window > 0 ? slk_max(from - a->window + 1, 0) : 0;
+  const int64_t end = a->causal ? slk_min(keys, to) : keys;
+  return (span){ first, slk_max(first, end) };
+}
+
+/* Zeros outside the part of a row of scores that one query sees; `seen` counts from the row's first entry. */
+static void clear_outside(float *row, span seen, int64_t keys) {
+  for (int64_t i = 0; i < seen.first; i++) row[i] = 0;
+  for (int64_t i = seen.end; i < keys; i++) row[i] = 0;
+}
+
+/* The keys that one query sees, counted from the first of its block's. */
+static span seen_in(const sl_attention_args *a, int64_t query, int64_t keys, span block) {
+  const span own = seen_by(a, query, query + 1, keys);
+  const int64_t first = slk_min(own.first, block.end);
+  return (span){ first - block.first, slk_max(first, slk_min(own.end, block.end)) - block.first };
+}
+
+/* Scores that are seen -> exp(score - max), the others zero. Returns the sum, 0 where nothing is seen. */
+SLK_HOT static float weigh_row(float *row, const uint8_t *mask, span seen, int64_t keys, float *lse) {
+  const int64_t n = seen.end - seen.first;
+  float *part = row + seen.first;
+  if (mask != NULL) hide_keys(part, mask + seen.first, n);
+  float best = slk_row_max(part, n), sum = 0;
   if (best == -INFINITY)
-    visible = 0;
+    seen.end = seen.first;
   else
-    sum = slk_row_exp_sum(row, row, visible, 1.0f, best);
-  for (int64_t i = visible; i < keys; i++) row[i] = 0;
+    sum = slk_row_exp_sum(part, part, n, 1.0f, best);
+  clear_outside(row, seen, keys);
   *lse = sum > 0 ? best + logf(sum) : INFINITY; /* infinity: every weight of the row recomputes to 0 */
   return sum;
 }
@@ -74,14 +100,14 @@ SLK_HOT static void cap_row(float *row, float cap, int64_t n) {
 
 static int forward_block(const sl_attention_args *a, int64_t pair, int64_t from, float *tile) {
   const int64_t b = pair / a->heads, h = pair % a->heads, t = a->tokens;
-  const int64_t rows = slk_min(sl_attention_block(t), t - from);
-  int64_t keys = count_keys(a, b);
-  if (a->causal) keys = slk_min(keys, from + rows);
+  const int64_t rows = slk_min(sl_attention_block(t), t - from), present = count_keys(a, b);
+  const span seen = seen_by(a, from, from + rows, present);
+  const int64_t keys = seen.end - seen.first;
   const float *q = a->q + head_offset(a, b, h, a->ld_q) + from * a->ld_q;
-  const float *k = a->k + head_offset(a, b, key_head(a, h), a->ld_k);
-  const float *v = a->v + head_offset(a, b, key_head(a, h), a->ld_v);
+  const float *k = a->k + head_offset(a, b, key_head(a, h), a->ld_k) + seen.first * a->ld_k;
+  const float *v = a->v + head_offset(a, b, key_head(a, h), a->ld_v) + seen.first * a->ld_v;
   float *out = a->out + head_offset(a, b, h, a->ld_out) + from * a->ld_out;
-  const uint8_t *mask = a->mask != NULL ? a->mask + b * t : NULL;
+  const uint8_t *mask = a->mask != NULL ? a->mask + b * t + seen.first : NULL;
   float inverse[128]; /* 1 / row sum; sl_attention_block is at most 128 */
   int failures = 0;
   if (keys > 0) {
@@ -90,15 +116,16 @@ static int forward_block(const sl_attention_args *a, int64_t pair, int64_t from,
   }
   for (int64_t i = 0; i < rows; i++) {
     float lse, *row = tile + i * keys;
-    int64_t visible = a->causal ? slk_min(keys, from + i + 1) : keys;
-    if (a->soft_cap > 0) cap_row(row, a->soft_cap, visible);
-    float sum = weigh_row(row, mask, visible, keys, &lse);
+    const span own = seen_in(a, from + i, present, seen);
+    if (a->soft_cap > 0) cap_row(row + own.first, a->soft_cap, own.end - own.first);
+    float sum = weigh_row(row, mask, own, keys, &lse);
     inverse[i] = sum > 0 ? 1.0f / sum : 0.0f;
     if (a->lse != NULL) a->lse[pair * t + from + i] = lse;
     if (a->pattern != NULL) {
       float *pattern = a->pattern + (pair * t + from + i) * t;
-      scale_row(row, pattern, inverse[i], keys);
-      memset(pattern + keys, 0, (size_t)(t - keys) * sizeof *pattern);
+      memset(pattern, 0, (size_t)seen.first * sizeof *pattern);
+      scale_row(row, pattern + seen.first, inverse[i], keys);
+      memset(pattern + seen.end, 0, (size_t)(t - seen.end) * sizeof *pattern);
     }
   }
   if (keys > 0) {
@@ -153,10 +180,12 @@ sl_status slk_cpu_attention(sl_device *device, const sl_attention_args *args) {
 
 /* Recomputes the weights of one row in place: exp(score - lse), 0 where hidden.
  */
-SLK_HOT static void weights_row(float *row, const uint8_t *mask, int64_t visible, int64_t keys, float lse) {
-  if (mask != NULL) hide_keys(row, mask, visible);
-  SLK_SIMD for (int64_t i = 0; i < visible; i++) row[i] = slk_exp(row[i] - lse);
-  for (int64_t i = visible; i < keys; i++) row[i] = 0;
+SLK_HOT static void weights_row(float *row, const uint8_t *mask, span seen, int64_t keys, float lse) {
+  const int64_t n = seen.end - seen.first;
+  float *part = row + seen.first;
+  if (mask != NULL) hide_keys(part, mask + seen.first, n);
+  SLK_SIMD for (int64_t i = 0; i < n; i++) part[i] = slk_exp(part[i] - lse);
+  clear_outside(row, seen, keys);
 }
 
 SLK_HOT static float dot(const float *x, const float *y, int64_t n) {
@@ -180,37 +209,53 @@ SLK_HOT static void slope_cap(const float *capped, float *slopes, float cap, flo
   }
 }
 
-static int backward_block(const sl_attention_backward_args *g, int64_t pair, int64_t from, int64_t keys,
+static void zero_rows(const sl_attention_args *a, float *x, int64_t ld, int64_t rows) {
+  for (int64_t i = 0; i < rows; i++) memset(x + i * ld, 0, (size_t)a->head_dim * sizeof *x);
+}
+
+/* Queries that see nothing: no gradient. */
+static int skip_block(const sl_attention_backward_args *g, int64_t batch, int64_t head, int64_t from,
+                      int64_t rows) {
+  if (!g->accumulate)
+    zero_rows(&g->forward, g->dq + head_offset(&g->forward, batch, head, g->ld_dq) + from * g->ld_dq,
+              g->ld_dq, rows);
+  return 0;
+}
+
+static int backward_block(const sl_attention_backward_args *g, int64_t pair, int64_t from, int64_t present,
                           float *weights) {
   const sl_attention_args *a = &g->forward;
   const int64_t b = pair / a->heads, h = pair % a->heads, t = a->tokens, d = a->head_dim;
   const int64_t rows = slk_min(sl_attention_block(t), t - from);
+  const span seen = seen_by(a, from, from + rows, present);
+  const int64_t keys = seen.end - seen.first;
+  if (keys == 0) return skip_block(g, b, h, from, rows);
   float *slopes = weights + sl_attention_workspace(t, 1, false);
   const float *q = a->q + head_offset(a, b, h, a->ld_q) + from * a->ld_q;
-  const float *k = a->k + head_offset(a, b, key_head(a, h), a->ld_k);
-  const float *v = a->v + head_offset(a, b, key_head(a, h), a->ld_v);
+  const float *k = a->k + head_offset(a, b, key_head(a, h), a->ld_k) + seen.first * a->ld_k;
+  const float *v = a->v + head_offset(a, b, key_head(a, h), a->ld_v) + seen.first * a->ld_v;
   const int64_t at_out = head_offset(a, b, h, a->ld_out) + from * a->ld_out;
   const float *dout = g->dout + at_out, *out = a->out + at_out;
-  const uint8_t *mask = a->mask != NULL ? a->mask + b * t : NULL;
+  const uint8_t *mask = a->mask != NULL ? a->mask + b * t + seen.first : NULL;
   int failures = 0;
   failures += multiply((product){ 'N', 'T', rows, keys, d, .a = q, .lda = a->ld_q, .b = k, .ldb = a->ld_k,
                                   .c = weights, .ldc = keys, .alpha = a->scale, .beta = 0 });
   failures += multiply((product){ 'N', 'T', rows, keys, d, .a = dout, .lda = a->ld_out, .b = v,
                                   .ldb = a->ld_v, .c = slopes, .ldc = keys, .alpha = 1, .beta = 0 });
   for (int64_t i = 0; i < rows; i++) {
-    int64_t visible = a->causal ? slk_min(keys, from + i + 1) : keys;
+    const span own = seen_in(a, from + i, present, seen);
     float *row = weights + i * keys, *slope = slopes + i * keys, lse = a->lse[pair * t + from + i];
     float delta = dot(dout + i * a->ld_out, out + i * a->ld_out, d);
     if (a->soft_cap > 0) {
-      cap_row(row, a->soft_cap, visible);
-      slope_cap(row, slope, a->soft_cap, delta, visible);
+      cap_row(row + own.first, a->soft_cap, own.end - own.first);
+      slope_cap(row + own.first, slope + own.first, a->soft_cap, delta, own.end - own.first);
     }
-    weights_row(row, mask, visible, keys, lse);
+    weights_row(row, mask, own, keys, lse);
     slope_row(row, slope, delta, keys);
   }
   float *dq = g->dq + head_offset(a, b, h, g->ld_dq) + from * g->ld_dq;
-  float *dk = g->dk + head_offset(a, b, key_head(a, h), g->ld_dk);
-  float *dv = g->dv + head_offset(a, b, key_head(a, h), g->ld_dv);
+  float *dk = g->dk + head_offset(a, b, key_head(a, h), g->ld_dk) + seen.first * g->ld_dk;
+  float *dv = g->dv + head_offset(a, b, key_head(a, h), g->ld_dv) + seen.first * g->ld_dv;
   failures +=
       multiply((product){ 'N', 'N', rows, d, keys, .a = slopes, .lda = keys, .b = k, .ldb = a->ld_k, .c = dq,
                           .ldc = g->ld_dq, .alpha = a->scale, .beta = g->accumulate ? 1.0f : 0.0f });
@@ -221,9 +266,6 @@ static int backward_block(const sl_attention_backward_args *g, int64_t pair, int
   return failures;
 }
 
-static void zero_head(const sl_attention_args *a, float *x, int64_t ld) {
-  for (int64_t i = 0; i < a->tokens; i++) memset(x + i * ld, 0, (size_t)a->head_dim * sizeof *x);
-}
 
 /* One key head of one batch entry and the query heads that read it, in order. */
 static int backward_head(const sl_attention_backward_args *g, int64_t job, float *workspace) {
@@ -232,16 +274,13 @@ static int backward_head(const sl_attention_backward_args *g, int64_t job, float
   const int64_t b = job / key_heads, hk = job % key_heads, keys = count_keys(a, b),
                 block = sl_attention_block(a->tokens);
   if (!g->accumulate) {
-    zero_head(a, g->dk + head_offset(a, b, hk, g->ld_dk), g->ld_dk);
-    zero_head(a, g->dv + head_offset(a, b, hk, g->ld_dv), g->ld_dv);
+    zero_rows(a, g->dk + head_offset(a, b, hk, g->ld_dk), g->ld_dk, a->tokens);
+    zero_rows(a, g->dv + head_offset(a, b, hk, g->ld_dv), g->ld_dv, a->tokens);
   }
   int failures = 0;
   for (int64_t h = hk * group; h < (hk + 1) * group; h++) {
-    if (!g->accumulate && keys == 0) zero_head(a, g->dq + head_offset(a, b, h, g->ld_dq), g->ld_dq);
-    for (int64_t from = 0; from < a->tokens && keys > 0; from += block) {
-      int64_t seen = a->causal ? slk_min(keys, from + block) : keys;
-      failures += backward_block(g, b * a->heads + h, from, seen, workspace);
-    }
+    for (int64_t from = 0; from < a->tokens; from += block)
+      failures += backward_block(g, b * a->heads + h, from, keys, workspace);
   }
   return failures;
 }

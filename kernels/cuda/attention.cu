@@ -1,7 +1,7 @@
 /* Exact attention, forward, after Dao, "FlashAttention-2", arXiv 2307.08691: a block holds a tile of queries, keys and
  * values pass by in tiles, and a running maximum and sum take the place of the [tokens, tokens] matrix. The softmax
  * weights are written only when asked for (`pattern`), in a second sweep over the keys. */
-#include "attention_tile.h"
+#include "attention_keys.h"
 
 template <int HEAD, int COLUMNS, int WARP_COUNT> struct forward_shape {
   enum { D = HEAD, COLS = COLUMNS, WARPS = WARP_COUNT, QUERIES = WARPS * ATTENTION_ROWS };
@@ -25,7 +25,7 @@ static __device__ __forceinline__ void hide(const sl_attention_args &a, float (&
     const bool seen = shown[Tile::col(j)] != 0;
     SLK_UNROLL
     for (int i = 0; i < Tile::ROWS; i++) {
-      const bool visible = seen && (!a.causal || key + Tile::col(j) <= first + Tile::row(i));
+      const bool visible = seen && slk_sees(a, first + Tile::row(i), key + Tile::col(j));
       s[i][j] = visible ? slk_score(a, s[i][j]) : -INFINITY;
     }
   }
@@ -103,7 +103,7 @@ static __global__ void __launch_bounds__(Shape::WARPS * 32) attention_kernel(sl_
   float o[Tile::ROWS][Tile::WIDTH] = {};
   SLK_UNROLL
   for (int i = 0; i < Tile::ROWS; i++) rows.most[i] = -INFINITY, rows.sum[i] = 0.0f;
-  for (int64_t key = 0; key < keys; key += Shape::COLS) {
+  for (int64_t key = slk_first_key(a, from, Shape::COLS); key < keys; key += Shape::COLS) {
     float s[Tile::ROWS][Tile::SCORES];
     __syncthreads(); /* the tile before is read */
     slk_load_tile<Shape::D, Tile::TF32 != 0>(k, a.k + slk_head_offset(a, b, hk, a.ld_k) + key * a.ld_k, a.ld_k,

@@ -2,7 +2,7 @@
  * log-sum-exp. Two kernels, neither with atomics, so equal calls give equal bits: one owns tiles of queries (dq), one
  * tiles of keys (dk, dv), where it sums over the queries of all heads that share the keys, in order. delta = dout . out
  * of each query passes from the first to the second through the workspace. */
-#include "attention_tile.h"
+#include "attention_keys.h"
 
 template <int HEAD, int COLUMNS, int WARP_COUNT> struct backward_shape {
   enum { D = HEAD, COLS = COLUMNS, WARPS = WARP_COUNT, OWNED = WARPS * ATTENTION_ROWS };
@@ -87,7 +87,7 @@ static __global__ void __launch_bounds__(Shape::WARPS * 32)
   for (int i = 0; i < Tile::ROWS; i++)
     lse[i] = first + Tile::row(i) < a.tokens ? a.lse[pair * a.tokens + first + Tile::row(i)] : INFINITY;
 
-  for (int64_t key = 0; key < keys; key += Shape::COLS) {
+  for (int64_t key = slk_first_key(a, from, Shape::COLS); key < keys; key += Shape::COLS) {
     float p[Tile::ROWS][Tile::SCORES], dp[Tile::ROWS][Tile::SCORES];
     __syncthreads();
     load<Tile, Shape>(k, a.k + slk_head_offset(a, b, hk, a.ld_k) + key * a.ld_k, a.ld_k, Shape::COLS, keys - key, a, wide);
@@ -100,7 +100,7 @@ static __global__ void __launch_bounds__(Shape::WARPS * 32)
     for (int j = 0; j < Tile::SCORES; j++)
       SLK_UNROLL
       for (int i = 0; i < Tile::ROWS; i++) {
-        const bool visible = shown[Tile::col(j)] && (!a.causal || key + Tile::col(j) <= first + Tile::row(i));
+        const bool visible = shown[Tile::col(j)] && slk_sees(a, first + Tile::row(i), key + Tile::col(j));
         weigh(a, visible, lse[i], delta[i], &p[i][j], &dp[i][j]);
       }
     Tile::accumulate(dq, dp, scratch, k);
@@ -128,6 +128,8 @@ static __global__ void __launch_bounds__(Shape::WARPS * 32)
   const int64_t job = blockIdx.x / tiles, from = blockIdx.x % tiles * Shape::OWNED;
   const int64_t key_heads = slk_key_heads(a), group = a.heads / key_heads, b = job / key_heads, hk = job % key_heads;
   const int64_t first = from + slk_warp() * ATTENTION_ROWS, start = a.causal ? from / Shape::COLS * Shape::COLS : 0;
+  const int64_t reach = from + Shape::OWNED - 1 + a.window; /* the first query whose window is past every key here */
+  const int64_t end = a.window > 0 && reach < a.tokens ? reach : a.tokens;
   const int own = slk_warp() * ATTENTION_ROWS * Tile::LD, column = static_cast<int>(blockIdx.y) * part;
 
   load<Tile, Shape>(k, a.k + slk_head_offset(a, b, hk, a.ld_k) + from * a.ld_k, a.ld_k, Shape::OWNED, a.tokens - from, a,
@@ -143,7 +145,7 @@ static __global__ void __launch_bounds__(Shape::WARPS * 32)
   }
   for (int64_t h = hk * group; h < (hk + 1) * group; h++) {
     const int64_t rows = (b * a.heads + h) * a.tokens;
-    for (int64_t query = start; query < a.tokens; query += Shape::COLS) {
+    for (int64_t query = start; query < end; query += Shape::COLS) {
       float p[Tile::ROWS][Tile::SCORES], dp[Tile::ROWS][Tile::SCORES];
       __syncthreads();
       load<Tile, Shape>(q, a.q + slk_head_offset(a, b, h, a.ld_q) + query * a.ld_q, a.ld_q, Shape::COLS,
@@ -162,7 +164,7 @@ static __global__ void __launch_bounds__(Shape::WARPS * 32)
       for (int j = 0; j < Tile::SCORES; j++)
         SLK_UNROLL
         for (int i = 0; i < Tile::ROWS; i++) {
-          const bool visible = shown[i] && (!a.causal || first + Tile::row(i) <= query + Tile::col(j));
+          const bool visible = shown[i] && slk_sees(a, query + Tile::col(j), first + Tile::row(i));
           weigh(a, visible, lse[Tile::col(j)], delta[Tile::col(j)], &p[i][j], &dp[i][j]);
         }
       Tile::accumulate(dv, p, scratch, dout + column);

@@ -32,4 +32,12 @@ static __device__ __forceinline__ float slk_gelu_tanh_slope(float x) {
   return s + (fabsf(x) > 14.5f ? 0.0f : x * s * (1.0f - s) * du);
 }
 
+/* x / (1 + e^-x), also called swish. -infinity gives 0 as the limit does. */
+static __device__ __forceinline__ float slk_silu(float x) { return x < -104.0f ? 0.0f : x * slk_sigmoid(x); }
+
+static __device__ __forceinline__ float slk_silu_slope(float x) {
+  float s = slk_sigmoid(x);
+  return s + (fabsf(x) > 104.0f ? 0.0f : x * s * (1.0f - s));
+}
+
 #endif

@@ -9,22 +9,27 @@ typedef struct {
   float soft_cap;
   bool accumulate;
   int shift; /* floats by which q, k, v lie off alignment */
+  int64_t window;
 } attention_case;
 
 static const attention_case cases[] = {
-  { 1, 1, 1, 1, 0, false, 0, 0, false, 0 },
-  { 2, 3, 2, 5, 0, false, 1, 0, true, 0 },
-  { 1, 17, 2, 8, 0, true, 0, 0, false, 0 },
-  { 2, 33, 2, 16, 0, true, 2, 0, false, 1 },
-  { 1, 140, 1, 64, 0, false, 2, 0, false, 0 },
-  { 1, 130, 2, 64, 0, true, 1, 0, true, 0 },
-  { 3, 20, 2, 4, 0, false, 3, 0, false, 0 },
-  { 2, 19, 6, 8, 2, true, 2, 0, false, 0 },
-  { 1, 70, 4, 12, 1, false, 1, 1.5f, false, 0 },
-  { 1, 70, 2, 80, 1, true, 0, 0, false, 0 },
-  { 1, 67, 1, 128, 0, true, 1, 0.5f, true, 0 },
-  { 1, 66, 1, 130, 0, true, 2, 0, false, 0 },
-  { 1, 40, 2, 256, 1, false, 1, 0, false, 0 },
+  { 1, 1, 1, 1, 0, false, 0, 0, false, 0, 0 },
+  { 2, 3, 2, 5, 0, false, 1, 0, true, 0, 0 },
+  { 1, 17, 2, 8, 0, true, 0, 0, false, 0, 0 },
+  { 2, 33, 2, 16, 0, true, 2, 0, false, 1, 0 },
+  { 1, 140, 1, 64, 0, false, 2, 0, false, 0, 0 },
+  { 1, 130, 2, 64, 0, true, 1, 0, true, 0, 0 },
+  { 3, 20, 2, 4, 0, false, 3, 0, false, 0, 0 },
+  { 2, 19, 6, 8, 2, true, 2, 0, false, 0, 0 },
+  { 1, 70, 4, 12, 1, false, 1, 1.5f, false, 0, 0 },
+  { 1, 70, 2, 80, 1, true, 0, 0, false, 0, 0 },
+  { 1, 67, 1, 128, 0, true, 1, 0.5f, true, 0, 0 },
+  { 1, 66, 1, 130, 0, true, 2, 0, false, 0, 0 },
+  { 1, 40, 2, 256, 1, false, 1, 0, false, 0, 0 },
+  { 1, 33, 2, 16, 0, true, 0, 0, false, 0, 5 },
+  { 2, 150, 2, 8, 1, true, 1, 0, true, 0, 30 },
+  { 1, 200, 1, 64, 0, false, 2, 1.5f, false, 0, 1 },
+  { 1, 150, 2, 100, 1, false, 1, 0, false, 0, 70 },
 };
 
 typedef struct {
@@ -80,6 +85,7 @@ static sl_attention_args describe(const attention_case *c, const attention_data 
                               .scale = 0.3f,
                               .causal = c->causal,
                               .soft_cap = c->soft_cap,
+                              .window = c->window,
                               .lse = AT(a->lse, side),
                               .pattern = pattern ? AT(a->pattern, side) : NULL,
                               .workspace = AT(a->workspace, side),

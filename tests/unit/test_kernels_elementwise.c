@@ -163,6 +163,10 @@ static double r_sigmoid(double x, double p) {
   (void)p;
   return 1 / (1 + exp(-x));
 }
+static double r_silu(double x, double p) {
+  (void)p;
+  return x / (1 + exp(-x));
+}
 static double r_add(double x, double p) { return x + p; }
 static double r_mul(double x, double p) { return x * p; }
 static double r_pow(double x, double p) { return pow(x, p); }
@@ -171,7 +175,8 @@ static double r_clamp_max(double x, double p) { return fmin(x, p); }
 static double r_gt(double x, double p) { return x > p; }
 static real_function *const reals[SL_UNARY_COUNT] = {
   r_neg,       r_exp,  r_log,     r_sqrt, r_abs, r_sign, r_square,    r_relu,      r_gelu,
-  r_gelu_tanh, r_tanh, r_sigmoid, r_add,  r_mul, r_pow,  r_clamp_min, r_clamp_max, r_gt,
+  r_gelu_tanh, r_tanh, r_sigmoid, r_silu, r_add, r_mul,  r_pow,       r_clamp_min, r_clamp_max,
+  r_gt,
 };
 
 static void test_unary(void **state) {

@@ -168,15 +168,27 @@ typedef struct {
   float size; /* of q and k: large gives peaked weights and huge scores */
   int64_t kv_heads; /* 0: as heads */
   float soft_cap;   /* 0: none */
+  int64_t window;   /* 0: none */
 } attention_case;
 
 static const attention_case attention_cases[] = {
-  { 1, 1, 1, 1, false, 0, 1, 0, 0 },     { 2, 3, 2, 5, false, 1, 1, 0, 0 },
-  { 2, 17, 3, 8, true, 0, 1, 0, 0 },     { 2, 33, 2, 16, true, 2, 1, 0, 0 },
-  { 1, 140, 2, 64, false, 2, 1, 0, 0 },  { 1, 300, 1, 7, true, 1, 1, 0, 0 },
-  { 3, 20, 2, 4, false, 3, 1, 0, 0 },    { 1, 33, 2, 16, false, 0, 300, 0, 0 },
-  { 2, 19, 6, 8, true, 2, 1, 2, 0 },     { 1, 150, 4, 5, false, 1, 1, 1, 0 },
-  { 2, 33, 2, 16, true, 1, 2, 0, 1.5f }, { 3, 20, 4, 8, false, 3, 2, 2, 0.5f },
+  { 1, 1, 1, 1, false, 0, 1, 0, 0, 0 },
+  { 2, 3, 2, 5, false, 1, 1, 0, 0, 0 },
+  { 2, 17, 3, 8, true, 0, 1, 0, 0, 0 },
+  { 2, 33, 2, 16, true, 2, 1, 0, 0, 0 },
+  { 1, 140, 2, 64, false, 2, 1, 0, 0, 0 },
+  { 1, 300, 1, 7, true, 1, 1, 0, 0, 0 },
+  { 3, 20, 2, 4, false, 3, 1, 0, 0, 0 },
+  { 1, 33, 2, 16, false, 0, 300, 0, 0, 0 },
+  { 2, 19, 6, 8, true, 2, 1, 2, 0, 0 },
+  { 1, 150, 4, 5, false, 1, 1, 1, 0, 0 },
+  { 2, 33, 2, 16, true, 1, 2, 0, 1.5f, 0 },
+  { 3, 20, 4, 8, false, 3, 2, 2, 0.5f, 0 },
+  { 2, 17, 3, 8, true, 0, 1, 0, 0, 4 },
+  { 1, 300, 2, 7, true, 1, 1, 1, 0, 50 },
+  { 2, 300, 1, 7, false, 2, 1, 0, 1.5f, 20 },
+  { 3, 20, 4, 8, false, 3, 2, 2, 0.5f, 5 },
+  { 2, 40, 2, 4, true, 1, 1, 0, 0, 1 },
 };
 
 typedef struct {
@@ -231,6 +243,7 @@ static attention_data make_attention(const attention_case *c) {
                                 .kv_heads = c->kv_heads,
                                 .scale = 0.3f,
                                 .soft_cap = c->soft_cap,
+                                .window = c->window,
                                 .causal = c->causal,
                                 .lse = a.lse,
                                 .pattern = a.pattern,
@@ -256,6 +269,7 @@ static void weigh(const attention_case *c, const attention_data *a, int64_t b, i
   for (int64_t j = 0; j < c->tokens; j++) {
     p[j] = -INFINITY;
     if ((c->causal && j > i) || (c->mask && !a->mask[b * c->tokens + j])) continue;
+    if (c->window > 0 && i - j >= c->window) continue;
     const float *q = a->q + (b * c->tokens + i) * a->ld + h * c->head_dim,
                 *k = a->k + (b * c->tokens + j) * a->ld + key_column(c, h);
     double dot = 0, cap = (double)c->soft_cap;

@@ -210,7 +210,7 @@ local function grid()
   io.flush()
   local path = os.tmpname()
   local status = os.execute(("%s/sae_step_bench --device %s --repeats %d --grid %s --limit %d --json %s 2>&1"):format(
-    folder, cfg.device, math.min(repeats, 3), grid_name, cfg.limit, path))
+    folder, cfg.device, math.min(repeats, on_gpu and 5 or 2), grid_name, cfg.limit, path))
   local cells = read_json(path)
   os.remove(path)
   if status ~= 0 then error("the grid: a cell failed, see above", 0) end

@@ -283,7 +283,7 @@ def parse():
                         "layers": 12, "job-layers": 6, "mlp": 3072, "batch": 0, "length": 128}.items():
         p.add_argument("--" + name, type=int, default=value)
     p.add_argument("--k", type=int, nargs="+", default=[32, 192])
-    p.add_argument("--patience", type=float, default=20, help="seconds after which two rounds are enough")
+    p.add_argument("--patience", type=float, default=12, help="seconds after which two rounds are enough")
     p.add_argument("--parts", nargs="+", choices=["step", "model", "job", "text"],
                    default=["step", "model", "job", "text"])
     p.add_argument("--only", nargs="+", choices=list(PACKAGES))

@@ -15,7 +15,9 @@ local function header(...)
   print("|" .. ("---|"):rep(select("#", ...)))
 end
 local function number(value, digits) return value and ("%%.%df"):format(digits):format(value) or "-" end
-local function thousands(value) return (("%d"):format(value):reverse():gsub("(%d%d%d)", "%1,"):reverse():gsub("^,", "")) end
+local function thousands(value)
+  return (("%d"):format(value):reverse():gsub("(%d%d%d)", "%1,"):reverse():gsub("^,", ""))
+end
 
 local function ratios(list)
   local keys = {}
@@ -27,7 +29,8 @@ local function ratios(list)
 end
 
 local function grid(cells)
-  header("activation", "precision", "tokens", "d", "latents", "k", "step ms", "/ product", "/ floor", "copy GB/s", "memory")
+  header("activation", "precision", "tokens", "d", "latents", "k", "step ms", "/ product", "/ floor", "copy GB/s",
+    "memory")
   for _, c in ipairs(cells) do
     row(c.activation, c.dtype, thousands(c.tokens), thousands(c.d), thousands(c.latents), c.k, number(c.step_ms, 2),
       number(c.ratio, 3), number(c.ratio_floor, 3), number(c.copy_gb_s, 0), number(c.peak, 2))
@@ -45,8 +48,9 @@ local function packages(p)
   header("part", "package", "setting", "k", "ms", "saelua ms", "saelua's precision", "speed-up", "memory")
   for _, x in ipairs(p.results) do
     local seconds = x.error and "failed" or x.seconds and number(1e3 * x.seconds, 2) or "-"
-    row(x.part, x.package, x.setting, x.k or "-", seconds, number(x.own_seconds and 1e3 * x.own_seconds, 2), x.own or "-",
-      number(x.speedup, 2), number(x.peak, 2))
+    local own = number(x.own_seconds and 1e3 * x.own_seconds, 2)
+    row(x.part, x.package, x.setting, x.k or "-", seconds, own, x.own or "-", number(x.speedup, 2),
+      number(x.peak, 2))
   end
 end
 

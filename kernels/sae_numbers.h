@@ -1,4 +1,5 @@
-/* The arithmetic of sae_loss_numbers (args_sae.h), once for every device: one thread runs it. */
+/* The arithmetic of sae_loss_numbers (args_sae.h) and sae_follow_threshold (args_sae_rules.h), once for every device:
+ * one thread runs it. */
 #ifndef SLK_SAE_NUMBERS_H
 #define SLK_SAE_NUMBERS_H
 
@@ -30,6 +31,14 @@ SLK_EVERYWHERE void slk_sae_loss_numbers(const sl_sae_loss_numbers_args *args) {
   n->factor[SL_SAE_MAIN] = factor;
   n->factor[SL_SAE_AUXK] = factor * args->auxk_alpha * revive;
   n->factor[SL_SAE_MULTI] = factor * args->multi_alpha;
+}
+
+SLK_EVERYWHERE void slk_sae_follow_threshold(const sl_sae_follow_threshold_args *args) {
+  const sl_sae_numbers *n = args->numbers;
+  if (!isfinite(n->loss) || !isfinite(n->smallest) || !(n->smallest > 0)) return;
+  double before = (1 - args->rate) * (double)args->threshold[1], weight = before + args->rate;
+  args->threshold[0] = (float)((before * (double)args->threshold[0] + args->rate * n->smallest) / weight);
+  args->threshold[1] = (float)weight;
 }
 
 #endif

@@ -1,9 +1,9 @@
 /* SAE kernels: selections other than the k largest of a token. GroupMax and JumpReLU are rules of the encoder's tile
  * loop (sae_body_encode.h); BatchTopK chooses among the tokens' candidates. */
-#include <math.h>
 #include <omp.h>
 #include <string.h>
 
+#include "kernels/sae_numbers.h"
 #include "sae_cpu.h"
 
 sl_status slk_cpu_sae_encode_groupmax(sl_device *device, const sl_sae_encode_groupmax_args *args) {
@@ -129,10 +129,6 @@ sl_status slk_cpu_sae_batch_select(sl_device *device, const sl_sae_batch_select_
 
 sl_status slk_cpu_sae_follow_threshold(sl_device *device, const sl_sae_follow_threshold_args *args) {
   (void)device;
-  const sl_sae_numbers *numbers = args->numbers;
-  if (!isfinite(numbers->loss) || !isfinite(numbers->smallest) || !(numbers->smallest > 0)) return SL_OK;
-  double before = (1 - args->rate) * (double)args->threshold[1], weight = before + args->rate;
-  args->threshold[0] = (float)((before * (double)args->threshold[0] + args->rate * numbers->smallest) / weight);
-  args->threshold[1] = (float)weight;
+  slk_sae_follow_threshold(args);
   return SL_OK;
 }

@@ -5,6 +5,7 @@
 #include <cuda_bf16.h>
 
 #include "sae_cuda.h"
+#include "kernels/sae_numbers.h"
 
 enum { BINS = 2048, DIGIT_BITS = 11, DIGITS = 3, THREADS = 256, SCAN_THREADS = 1024, SCAN_WARPS = SCAN_THREADS / SLK_WARP };
 
@@ -182,9 +183,7 @@ sl_status slk_cuda_sae_batch_select(sl_device *device, const sl_sae_batch_select
 }
 
 static __global__ void follow_kernel(sl_sae_follow_threshold_args a) {
-  const sl_sae_numbers *numbers = a.numbers;
-  if (!isfinite(numbers->loss) || !isfinite(numbers->smallest) || !(numbers->smallest > 0)) return;
-  *a.threshold = static_cast<float>((1 - a.rate) * static_cast<double>(*a.threshold) + a.rate * numbers->smallest);
+  slk_sae_follow_threshold(&a);
 }
 
 sl_status slk_cuda_sae_follow_threshold(sl_device *device, const sl_sae_follow_threshold_args *args) {

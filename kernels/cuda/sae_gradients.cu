@@ -14,7 +14,7 @@ enum { SEGMENT = 64, WARP_GROUPS = 4, THREADS = 256 };
 
 struct backward_job {
   sl_sae_backward_args a;
-  int64_t cuts;                  /* multiples of SEGMENT below `most` */
+  int64_t cuts;                  /* multiples of SEGMENT below `most`; cut q is entry offsets[0] + (q + 1) * SEGMENT */
   float *partial_dec, *partial_enc; /* [cuts, d_out], [cuts, d_in] */
   float *partial_sums;           /* [cuts, 2]: of da, of da * value */
 };
@@ -25,17 +25,17 @@ struct run_piece {
   int64_t cut;                   /* -1: the first piece, else where its partial rows go */
 };
 
-/* Item i < m is the first piece of latent i; item m + q the piece at cut (q + 1) * SEGMENT, if a run of more than
+/* Item i < m is the first piece of latent i; item m + q the piece at cut q, if a run of more than
  * SEGMENT entries goes on there. False: nothing to do. */
 static __device__ __forceinline__ bool find_piece(const backward_job &job, int64_t item, run_piece *out) {
   const int64_t *offsets = job.a.index.offsets;
-  int64_t m = job.a.m;
+  int64_t m = job.a.m, base = offsets[0];
   if (item < m) {
-    int64_t begin = offsets[item], end = offsets[item + 1], next = (begin / SEGMENT + 1) * SEGMENT;
+    int64_t begin = offsets[item], end = offsets[item + 1], next = base + ((begin - base) / SEGMENT + 1) * SEGMENT;
     *out = { item, begin, end - begin > SEGMENT ? next : end, -1 };
     return end > begin;
   }
-  int64_t cut = item - m, at = (cut + 1) * SEGMENT;
+  int64_t cut = item - m, at = base + (cut + 1) * SEGMENT;
   if (cut >= job.cuts || at >= offsets[m]) return false;
   int64_t latent = sae_upper_bound(offsets, m, at) - 1, begin = offsets[latent], end = offsets[latent + 1];
   *out = { latent, at, end < at + SEGMENT ? end : at + SEGMENT, cut };
@@ -271,7 +271,7 @@ static __global__ void __launch_bounds__(THREADS) merge_kernel(backward_job job)
   if (!find_piece(job, a.m + cut, &piece)) return;
   int64_t begin = a.index.offsets[piece.latent], end = a.index.offsets[piece.latent + 1], latent = piece.latent;
   if (piece.begin - begin > SEGMENT) return;
-  int64_t last = (end - 1) / SEGMENT; /* cuts are numbered from 1 * SEGMENT */
+  int64_t last = (end - 1 - a.index.offsets[0]) / SEGMENT;
   float dec = slk_block_sum(merge_row(a.gradients.w_dec + latent * a.d_out, job.partial_dec, a.d_out, cut, last), scratch);
   float enc = slk_block_sum(merge_row(a.gradients.w_enc + latent * a.d_in, job.partial_enc, a.d_in, cut, last), scratch);
   if (threadIdx.x != 0) return;

@@ -5,6 +5,7 @@
  * the device, from the sum of squares that sae_finish_gradients left there. */
 #include <cuda_bf16.h>
 
+#include "kernels/dynamic_map.h"
 #include "sae_cuda.h"
 
 enum { THREADS = 256, SUM_THREADS = 1024 };
@@ -76,8 +77,9 @@ static __global__ void __launch_bounds__(SUM_THREADS) finish_bias_kernel(finish_
   if (threadIdx.x >= 32) return;
   double value = 0;
   if (column < a.d_out) {
-    value = static_cast<double>(a.gradients.b_dec[column]) - through;
+    value = static_cast<double>(a.add ? a.total_b_dec[column] : a.gradients.b_dec[column]) - through;
     a.total_b_dec[column] = static_cast<float>(value);
+    if (a.more) value = 0; /* not complete: its square is nobody's yet */
   }
   double squares = slk_warp_sum(value * value);
   if (threadIdx.x == 0) job.squares[job.groups + blockIdx.x] = squares;
@@ -88,7 +90,7 @@ static __global__ void __launch_bounds__(SUM_THREADS) finish_sum_kernel(finish_j
   double sum = 0;
   for (int64_t i = threadIdx.x; i < job.groups + job.column_blocks; i += SUM_THREADS) sum += job.squares[i];
   sum = slk_block_sum(sum, scratch);
-  if (threadIdx.x == 0) *job.a.sum_squares = sum;
+  if (threadIdx.x == 0) *job.a.sum_squares = job.a.add ? *job.a.sum_squares + sum : sum;
 }
 
 sl_status slk_cuda_sae_finish_gradients(sl_device *device, const sl_sae_finish_gradients_args *args) {
@@ -172,11 +174,11 @@ struct update_row {
   bool unit;
 };
 
-/* Row blockIdx.x of W_enc (blockIdx.y 0) or W_dec; false where it stays as it is. */
-static __device__ __forceinline__ bool choose_row(const update_job &job, float clip, update_row *row) {
+/* Row i of W_enc or W_dec; false where it stays as it is. */
+static __device__ __forceinline__ bool choose_row(const update_job &job, int64_t i, bool encoder, float clip,
+                                                  update_row *row) {
   const sl_sae_update_args &a = job.a;
-  int64_t i = blockIdx.x;
-  bool encoder = blockIdx.y == 0, adam = a.rule == SL_SAE_ADAM, touched = a.gradients.touched[i] != 0;
+  bool adam = a.rule == SL_SAE_ADAM, touched = a.gradients.touched[i] != 0;
   int64_t d = encoder ? a.d_in : a.d_out, at = i * d;
   row->d = d;
   row->w = (encoder ? a.parameters.w_enc : a.parameters.w_dec) + at;
@@ -187,7 +189,7 @@ static __device__ __forceinline__ bool choose_row(const update_job &job, float c
   row->scale = clip;
   row->along = !encoder && a.project && touched ? clip * a.gradients.dot_dec[i] : 0;
   row->unit = !encoder && a.unit_rows;
-  return adam || touched || job.decay != 1.0f;
+  return a.rule != SL_SAE_SGD || touched || job.decay != 1.0f;
 }
 
 static __device__ __forceinline__ float unit_factor(float squares) { return 1 / (sqrtf(squares) + 1.19209290e-7f); }
@@ -200,7 +202,7 @@ template <int NV> static __global__ void update_kernel(update_job job) {
   __syncthreads();
   if (!shared_finite) return;
   update_row row;
-  bool moves = choose_row(job, shared_clip, &row), adam = job.a.rule == SL_SAE_ADAM;
+  bool moves = choose_row(job, blockIdx.x, blockIdx.y == 0, shared_clip, &row), adam = job.a.rule == SL_SAE_ADAM;
   if (!moves && row.bf16 == nullptr) return;
   slk_float4 w[NV], g[NV] = {}, m1[NV] = {}, m2[NV] = {};
 #pragma unroll
@@ -246,7 +248,7 @@ static __global__ void __launch_bounds__(THREADS) update_any_kernel(update_job j
   float clip;
   if (!find_clip(job.a, &clip)) return;
   update_row row;
-  bool moves = choose_row(job, clip, &row);
+  bool moves = choose_row(job, blockIdx.x, blockIdx.y == 0, clip, &row);
   float squares = 0;
   for (int64_t j = threadIdx.x; j < row.d; j += THREADS) {
     float w = row.w[j], m1 = 0, m2 = 0;
@@ -265,16 +267,123 @@ static __global__ void __launch_bounds__(THREADS) update_any_kernel(update_job j
   for (int64_t j = threadIdx.x; j < row.d; j += THREADS) row.w[j] *= factor;
 }
 
+/* -- 8-bit moments -- */
+
+/* The code nearest to x, |x| <= 1, in a dynamic map (dynamic_map.h): arithmetic on the decades in place of a search, the
+ * same as the CPU's. Within a decade codes are evenly spaced; between two decades the border is half-way. */
+template <bool SIGNED> static __device__ __forceinline__ int nearest_code(float x) {
+  const float ends[SL_MAP_DECADES] = { 1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1 };
+  const float scales[SL_MAP_DECADES] = { 1e6f, 1e5f, 1e4f, 1e3f, 1e2f, 1e1f, 1 };
+  const int first = SIGNED ? 1 : 2, most = first << (SL_MAP_DECADES - 1);
+  float size = fabsf(x), scale = scales[0];
+  int parts = first;
+#pragma unroll
+  for (int i = 1; i < SL_MAP_DECADES; i++) {
+    float below = static_cast<float>(first << (i - 1)), here = static_cast<float>(first << i);
+    bool above = size >= ends[i - 1] * (1 + (4.5f / here - 0.45f / below) / 2);
+    scale = above ? scales[i] : scale;
+    parts = above ? first << i : parts;
+  }
+  int part = static_cast<int>((size * scale - 0.1f) * (static_cast<float>(parts) * (1 / 0.9f)));
+  part = part < 0 ? 0 : part >= parts ? parts - 1 : part;
+  int rank = part + (SIGNED ? parts : parts - 1); /* among the values from zero up */
+  rank = size < (SIGNED ? 0.275e-6f : 0.1625e-6f) ? 0 : rank;
+  rank = size >= 1 - 0.225f / static_cast<float>(most) ? (SIGNED ? 128 : 255) : rank;
+  if (!SIGNED) return rank;
+  int below_zero = 127 - (rank < 128 ? rank : 127); /* there is no -1 */
+  return x < 0 ? below_zero : 127 + rank;
+}
+
+static __device__ __forceinline__ int64_t slk_blocks8(int64_t d) { return (d + SL_SAE_BLOCK8 - 1) / SL_SAE_BLOCK8; }
+
+struct moment8 { uint8_t *codes; float *absmax; };  /* of one block of SL_SAE_BLOCK8 */
+
+/* One block of a row by a warp, eight elements a lane; returns the lane's part of the squares of the new weights. */
+static __device__ float update_block8(const update_job &job, const update_row &row, int64_t start, moment8 m1, moment8 m2,
+                                      const float *map1, const float *map2) {
+  enum { EACH = SL_SAE_BLOCK8 / SLK_WARP };
+  const sl_sae_update_args &a = job.a;
+  int lane = static_cast<int>(threadIdx.x) % SLK_WARP;
+  float scale1 = *m1.absmax, scale2 = *m2.absmax, first[EACH], second[EACH], squares = 0, top1 = 0, top2 = 0;
+#pragma unroll
+  for (int q = 0; q < EACH; q++) {
+    int at = q * SLK_WARP + lane;
+    int64_t j = start + at;
+    first[q] = second[q] = 0;
+    if (j >= row.d) continue;
+    float w = row.w[j], gradient = row.g != nullptr ? row.scale * row.g[j] - row.along * w : 0;
+    first[q] = a.beta1 * (map1[m1.codes[at]] * scale1) + (1 - a.beta1) * gradient;
+    second[q] = a.beta2 * (map2[m2.codes[at]] * scale2) + (1 - a.beta2) * gradient * gradient;
+    top1 = fmaxf(top1, fabsf(first[q]));
+    top2 = fmaxf(top2, second[q]);
+    w = w * job.decay - job.step_size * first[q] / (sqrtf(second[q]) * job.inverse_root2 + a.eps);
+    row.w[j] = w;
+    if (row.bf16 != nullptr) row.bf16[j] = sae_to_bf16(w);
+    squares += w * w;
+  }
+  top1 = slk_warp_max(top1);
+  top2 = slk_warp_max(top2);
+  __syncwarp(); /* all have read the old scales */
+  if (row.g == nullptr) {
+    if (lane == 0) *m1.absmax = a.beta1 * scale1, *m2.absmax = a.beta2 * scale2;
+    return squares;
+  }
+  if (lane == 0) *m1.absmax = top1, *m2.absmax = top2;
+  float inverse1 = top1 > 0 ? 1 / top1 : 0, inverse2 = top2 > 0 ? 1 / top2 : 0;
+#pragma unroll
+  for (int q = 0; q < EACH; q++) {
+    int at = q * SLK_WARP + lane;
+    if (start + at >= row.d) continue;
+    int code = nearest_code<false>(second[q] * inverse2);
+    m1.codes[at] = static_cast<uint8_t>(nearest_code<true>(first[q] * inverse1));
+    m2.codes[at] = static_cast<uint8_t>(code == 0 && second[q] > 0 ? 1 : code);
+  }
+  return squares;
+}
+
+/* Rows in turn (2 i: W_enc, 2 i + 1: W_dec), so that a block fetches the maps once; a warp a block of the row. */
+static __global__ void __launch_bounds__(THREADS) update8_kernel(update_job job) {
+  __shared__ float scratch[32], maps[2][SL_MAP_SIZE];
+  const sl_sae_update_args &a = job.a;
+  float clip;
+  if (!find_clip(a, &clip)) return;
+  for (int i = static_cast<int>(threadIdx.x); i < SL_MAP_SIZE; i += THREADS) maps[0][i] = a.map1[i], maps[1][i] = a.map2[i];
+  __syncthreads();
+  int warp = static_cast<int>(threadIdx.x) / SLK_WARP;
+  for (int64_t item = blockIdx.x; item < 2 * a.m; item += gridDim.x) {
+    bool encoder = item % 2 == 0;
+    int64_t i = item / 2;
+    update_row row;
+    (void)choose_row(job, i, encoder, clip, &row);
+    int64_t blocks = slk_blocks8(row.d);
+    const sl_sae_moment8 &m1 = a.moment1_8, &m2 = a.moment2_8;
+    float squares = 0;
+    for (int64_t b = warp; b < blocks; b += THREADS / SLK_WARP) {
+      int64_t start = b * SL_SAE_BLOCK8, codes = i * row.d + start, scales = i * blocks + b;
+      moment8 first = { (encoder ? m1.w_enc : m1.w_dec) + codes, (encoder ? m1.absmax_enc : m1.absmax_dec) + scales };
+      moment8 second = { (encoder ? m2.w_enc : m2.w_dec) + codes, (encoder ? m2.absmax_enc : m2.absmax_dec) + scales };
+      squares += update_block8(job, row, start, first, second, maps[0], maps[1]);
+    }
+    if (!row.unit) continue;
+    float factor = unit_factor(slk_block_sum(squares, scratch));
+    for (int64_t b = warp; b < blocks; b += THREADS / SLK_WARP) { /* each thread the numbers that it wrote */
+      for (int64_t j = b * SL_SAE_BLOCK8 + threadIdx.x % SLK_WARP; j < row.d && j < (b + 1) * SL_SAE_BLOCK8; j += SLK_WARP)
+        row.w[j] *= factor;
+    }
+  }
+}
+
 /* The biases, and the gradients back to zero: after the rows, which read `touched` and dot_dec. */
 static __global__ void __launch_bounds__(THREADS) update_biases_kernel(update_job job) {
   const sl_sae_update_args &a = job.a;
   float clip;
   if (!find_clip(a, &clip)) return;
-  SLK_LOOP(at, a.m + a.d_out) {
-    bool encoder = at < a.m, adam = a.rule == SL_SAE_ADAM;
+  SLK_LOOP(at, a.m + (a.total_b_dec != nullptr ? a.d_out : 0)) {
+    bool encoder = at < a.m, adam = a.rule != SL_SAE_SGD;
     int64_t i = encoder ? at : at - a.m;
     float *w = (encoder ? a.parameters.b_enc : a.parameters.b_dec) + i;
-    float *m1 = (encoder ? a.moment1.b_enc : a.moment1.b_dec) + i, *m2 = (encoder ? a.moment2.b_enc : a.moment2.b_dec) + i;
+    float *m1 = adam ? (encoder ? a.moment1.b_enc : a.moment1.b_dec) + i : nullptr;
+    float *m2 = adam ? (encoder ? a.moment2.b_enc : a.moment2.b_dec) + i : nullptr;
     float first = adam ? *m1 : 0, second = adam ? *m2 : 0;
     *w = update_one(job, *w, encoder ? a.gradients.b_enc[i] : a.total_b_dec[i], &first, &second, clip, 0, 1, true);
     if (adam) *m1 = first, *m2 = second;
@@ -312,7 +421,9 @@ sl_status slk_cuda_sae_update(sl_device *device, const sl_sae_update_args *args)
   int threads = sae_threads(packs, MOST_THREADS);
   dim3 grid(static_cast<unsigned>(args->m), 2);
   bool packed = update_packs(args) && packs <= 4 * MOST_THREADS;
-  if (!packed) LAUNCH((update_any_kernel), grid, THREADS, 0, stream, job);
+  if (args->rule == SL_SAE_ADAM8)
+    LAUNCH((update8_kernel), slk_grid(device, 2 * args->m, 1), THREADS, 0, stream, job);
+  else if (!packed) LAUNCH((update_any_kernel), grid, THREADS, 0, stream, job);
   else if (packs <= threads) LAUNCH((update_kernel<1>), grid, threads, 0, stream, job);
   else if (packs <= 2 * threads) LAUNCH((update_kernel<2>), grid, threads, 0, stream, job);
   else LAUNCH((update_kernel<4>), grid, threads, 0, stream, job);

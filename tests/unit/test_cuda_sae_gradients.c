@@ -1,5 +1,6 @@
 /* Residual, numbers, gradients, optimiser, unit rows and centre of the CUDA backend against the CPU's; then whole
  * training steps. Sums run in another order than on the CPU; on one device every run has the same bits. */
+#include "kernels/dynamic_map.h"
 #include "tests/support/sae_pair.h"
 
 static const sae_shape shapes[] = {
@@ -99,6 +100,41 @@ static void test_busy_and_idle_latents(void **state) {
   }
 }
 
+/* Latents in two blocks, each with its own call: the same gradients and norm as in one. */
+static void test_latents_in_blocks(void **state) {
+  (void)state;
+  enum { N = 150, D = 8, M = 12, CUT = 5 };
+  pair p = pair_open();
+  sae_pair r = sae_pair_open(&p, (sae_shape){ .n = N, .d = D, .m = M, .k = 6, .exact = true }, 5);
+  run_to_gradients(&r, PAIR_CPU, 1);
+  sae_run_finish(&r, PAIR_CPU, true, true);
+  run_to_gradients(&r, PAIR_CUDA, 0);
+  for (int which = 0; which < 2; which++) {
+    int64_t first = which ? CUT : 0, m = which ? M - CUT : CUT;
+    sl_codes_index index = sae_index_at(&r, PAIR_CUDA);
+    index.offsets += first;
+    sl_sae_gradients all = sae_gradients_at(&r, PAIR_CUDA), g = all;
+    g.w_enc += first * D, g.w_dec += first * D, g.b_enc += first, g.touched += first, g.dot_dec += first;
+    g.squares_enc += first, g.squares_dec += first;
+    sl_sae_backward_args backward = {
+      .n = N, .m = m, .d_in = D, .d_out = D, .index = index, .residual = AT(r.residual[PAIR_CUDA], PAIR_CUDA),
+      .column_sums = which ? NULL : AT(r.column_sums, PAIR_CUDA), .scale = 1,
+      .factor = &sae_numbers_at(&r, PAIR_CUDA)->factor[SL_SAE_MAIN], .u = AT(r.u[PAIR_CUDA], PAIR_CUDA),
+      .w_dec = (const float *)AT(r.w_dec, PAIR_CUDA) + first * D, .gradients = g,
+      .code_gradients = AT(r.code_gradients, PAIR_CUDA), .most = N * 6 };
+    PAIR_RUN_WORKING(&p, PAIR_CUDA, sae_backward, &backward);
+    sl_sae_finish_gradients_args finish = {
+      .m = m, .d_in = D, .d_out = D, .gradients = g, .w_enc = (const float *)AT(r.w_enc, PAIR_CUDA) + first * D,
+      .through_u = true, .project = true, .add = which == 1, .more = which == 0,
+      .total_b_dec = AT(r.total_b_dec, PAIR_CUDA), .sum_squares = AT(r.norm, PAIR_CUDA) };
+    PAIR_RUN_WORKING(&p, PAIR_CUDA, sae_finish_gradients, &finish);
+  }
+  check_gradients(&r);
+  pair_check_close(&p, "total b_dec", r.total_b_dec, 1e-4);
+  sae_check_doubles(&p, "squares of the gradient", r.norm, 1e-4);
+  pair_close(&p);
+}
+
 /* AuxK: the target is a residual, and b_dec takes no part. */
 static void test_residual_of_a_residual(void **state) {
   (void)state;
@@ -171,6 +207,55 @@ static void test_update(void **state) {
     pair_check_same(&p, "dots", r.dot);
     pair_check_same(&p, "gradient of b_enc", r.gb_enc);
     pair_check_same(&p, "gradient of b_dec", r.gb_dec);
+    pair_close(&p);
+  }
+}
+
+/* Moments in 8 bits: codes may differ by one where a number lies half-way between two. */
+static void check_codes8(const pair *p, block *codes) {
+  pair_check_guards(p, "codes", codes);
+  const uint8_t *got = pair_fetch(p, codes), *want = codes->at[PAIR_CPU];
+  size_t apart = 0;
+  for (size_t i = 0; i < codes->bytes; i++) {
+    assert_true(abs(got[i] - want[i]) <= 1);
+    apart += got[i] != want[i];
+  }
+  assert_true(apart <= 2 + codes->bytes / 50);
+}
+
+static void test_update_8bit(void **state) {
+  (void)state;
+  static const int64_t ds[] = { 7, 300, 768 };
+  for (size_t c = 0; c < LENGTH(ds); c++) {
+    int64_t d = ds[c], m = 9, blocks = (d + SL_SAE_BLOCK8 - 1) / SL_SAE_BLOCK8;
+    pair p = pair_open();
+    sae_pair r = sae_pair_open(&p, (sae_shape){ .n = 6, .d = d, .m = m, .k = 3, .exact = true }, 5);
+    float maps[2][SL_MAP_SIZE];
+    uint8_t *zero = malloc((size_t)(m * d));
+    sl_dynamic_map(true, maps[0]), sl_dynamic_map(false, maps[1]);
+    block *map[2], *codes[4], *absmax[4];
+    for (int i = 0; i < 2; i++) map[i] = pair_of(&p, maps[i], sizeof maps[i]);
+    for (int i = 0; i < 4; i++) {
+      memset(zero, i < 2 ? 127 : 0, (size_t)(m * d));
+      codes[i] = pair_of(&p, zero, (size_t)(m * d)), absmax[i] = pair_zeros(&p, (size_t)(m * blocks) * 4);
+    }
+    free(zero);
+    for (int side = 0; side < 2; side++) {
+      run_to_gradients(&r, side, 1);
+      sae_run_finish(&r, side, true, true);
+      sl_sae_update_args args = sae_update_args(&r, side);
+      args.rule = SL_SAE_ADAM8, args.map1 = AT(map[0], side), args.map2 = AT(map[1], side);
+      args.moment1_8 = (sl_sae_moment8){ AT(codes[0], side), AT(codes[1], side), AT(absmax[0], side), AT(absmax[1], side) };
+      args.moment2_8 = (sl_sae_moment8){ AT(codes[2], side), AT(codes[3], side), AT(absmax[2], side), AT(absmax[3], side) };
+      PAIR_RUN(&p, side, sae_update, &args);
+      args.step = 2, args.total_b_dec = c == 1 ? NULL : args.total_b_dec;
+      PAIR_RUN(&p, side, sae_update, &args); /* no gradients: scales decay */
+    }
+    for (int i = 0; i < 4; i++) {
+      check_codes8(&p, codes[i]);
+      pair_check_close(&p, "absmax", absmax[i], 1e-4);
+    }
+    check_parameters(&r, 1e-3);
     pair_close(&p);
   }
 }
@@ -337,7 +422,9 @@ int main(void) {
     cmocka_unit_test(test_shapes),
     cmocka_unit_test(test_busy_and_idle_latents),
     cmocka_unit_test(test_residual_of_a_residual),
+    cmocka_unit_test(test_latents_in_blocks),
     cmocka_unit_test(test_update),
+    cmocka_unit_test(test_update_8bit),
     cmocka_unit_test(test_update_refuses_what_is_not_finite),
     cmocka_unit_test(test_unit_rows),
     cmocka_unit_test(test_center),

@@ -211,7 +211,8 @@ static void test_update(void **state) {
   }
 }
 
-/* Moments in 8 bits: codes may differ by one where a number lies half-way between two. */
+/* Moments in 8 bits: codes may differ by one where a number lies half-way between two, which squares of eighths often
+ * do: not `exact` here. */
 static void check_codes8(const pair *p, block *codes) {
   pair_check_guards(p, "codes", codes);
   const uint8_t *got = pair_fetch(p, codes), *want = codes->at[PAIR_CPU];
@@ -220,7 +221,7 @@ static void check_codes8(const pair *p, block *codes) {
     assert_true(abs(got[i] - want[i]) <= 1);
     apart += got[i] != want[i];
   }
-  assert_true(apart <= 2 + codes->bytes / 50);
+  if (apart > 2 + codes->bytes / 50) fail_msg("%zu of %zu codes differ", apart, codes->bytes);
 }
 
 static void test_update_8bit(void **state) {
@@ -229,7 +230,7 @@ static void test_update_8bit(void **state) {
   for (size_t c = 0; c < LENGTH(ds); c++) {
     int64_t d = ds[c], m = 9, blocks = (d + SL_SAE_BLOCK8 - 1) / SL_SAE_BLOCK8;
     pair p = pair_open();
-    sae_pair r = sae_pair_open(&p, (sae_shape){ .n = 6, .d = d, .m = m, .k = 3, .exact = true }, 5);
+    sae_pair r = sae_pair_open(&p, (sae_shape){ .n = 6, .d = d, .m = m, .k = 3 }, 5);
     float maps[2][SL_MAP_SIZE];
     uint8_t *zero = malloc((size_t)(m * d));
     sl_dynamic_map(true, maps[0]), sl_dynamic_map(false, maps[1]);

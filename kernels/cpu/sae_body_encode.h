@@ -111,13 +111,16 @@ INLINE void scan(vf acc[ROWS][2], token_lists *lists, int64_t token, int64_t lat
   }
 #else
   int hits = 0;
+  vf t0 = load(threshold), t1 = load(threshold + LANES);
   for (int r = 0; r < ROWS; r++) {
-    if (!(wanted >> r & 1)) continue;
+    unsigned mask = lanes_above(acc[r][0], t0) | lanes_above(acc[r][1], t1) << LANES;
+    if (mask == 0 || !(wanted >> r & 1)) continue;
     float row[PANEL];
     store(row, acc[r][0]);
     store(row + LANES, acc[r][1]);
-    for (int t = 0; t < PANEL; t++) {
-      if (!(row[t] > threshold[t] && row[t] > floor[r])) continue;
+    for (; mask != 0; mask &= mask - 1) {
+      int t = __builtin_ctz(mask);
+      if (!(row[t] > floor[r])) continue;
       int64_t at = (token + t) * lists->capacity + count[t]++;
       lists->values[at] = row[t];
       lists->ids[at] = (int32_t)latent + r;

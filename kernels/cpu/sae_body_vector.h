@@ -4,7 +4,7 @@
 
 #include "sae_cpu.h"
 
-#if defined(__AVX512F__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -18,6 +18,21 @@ enum { LANES = SAE_LANES, ROWS = SAE_ROWS, PANEL = 2 * SAE_LANES, CHUNK = 16 };
 INLINE vf load(const float *p) { return *(const vf_memory *)p; }
 INLINE void store(float *p, vf v) { *(vf_memory *)p = v; }
 INLINE vf splat(float x) { return (vf){0} + x; }
+
+/* Bit l: v[l] > bound[l]. */
+INLINE unsigned lanes_above(vf v, vf bound) {
+#if SAE_LANES == 16 && defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)v, (__m512)bound, _CMP_GT_OQ);
+#elif SAE_LANES == 8 && defined(__AVX2__)
+  return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps((__m256)v, (__m256)bound, _CMP_GT_OQ));
+#elif SAE_LANES == 4 && defined(__SSE2__)
+  return (unsigned)_mm_movemask_ps(_mm_cmpgt_ps((__m128)v, (__m128)bound));
+#else
+  unsigned mask = 0;
+  for (int l = 0; l < LANES; l++) mask |= (unsigned)(v[l] > bound[l]) << l;
+  return mask;
+#endif
+}
 
 INLINE float sum_lanes(vf v) {
 #if SAE_LANES == 16 && defined(__AVX512F__)

@@ -8,15 +8,28 @@
 /* Threads that the workspace is made for; untouched pages cost nothing. */
 enum { most_workers = 64 };
 
-/* Accepts any row stride as long as rows follow each other across the batch;
- * copies what does not. */
-static sl_status as_rows(sl_op *op, const sl_tensor *x, const char *argument, sl_tensor **out) {
-  SL_TRY(sl_tensor_expect(x, op->name, argument, SL_F32, 3));
-  bool rows = (x->shape[2] <= 1 || x->strides[2] == 1) &&
-              (x->shape[1] <= 1 || x->strides[1] >= x->shape[2]) &&
-              (x->shape[0] <= 1 || x->strides[0] == x->shape[1] * x->strides[1]);
-  if (!rows || x->shape[1] <= 1) return sl__dense(op, x, argument, SL_F32, 3, out);
-  *out = sl__mutable(x);
+static int64_t count_key_heads(const sl_attention_options *options) {
+  return options->kv_heads != 0 ? options->kv_heads : options->heads;
+}
+
+static sl_status check_heads(const sl_op *op, const sl_tensor *q, const sl_attention_options *options) {
+  const int64_t heads = options->heads, shared = count_key_heads(options);
+  if (heads < 1 || q->shape[2] % heads != 0) {
+    return sl_fail(SL_ESHAPE, "%s: width %lld does not divide into %lld heads", op->name,
+                   (long long)q->shape[2], (long long)heads);
+  }
+  if (shared < 1 || heads % shared != 0) {
+    return sl_fail(SL_ESHAPE, "%s: %lld heads cannot share kv_heads = %lld; expected a divisor", op->name,
+                   (long long)heads, (long long)shared);
+  }
+  if (!(options->soft_cap >= 0) || isinf(options->soft_cap)) {
+    return sl_fail(SL_EINVAL, "%s: soft_cap = %g, expected a positive number, or 0 for none", op->name,
+                   (double)options->soft_cap);
+  }
+  if (options->window < 0) {
+    return sl_fail(SL_EINVAL, "%s: window = %lld, expected a number of keys, or 0 for all", op->name,
+                   (long long)options->window);
+  }
   return SL_OK;
 }
 
@@ -24,14 +37,14 @@ static sl_status check_attention(const sl_op *op, sl_tensor *const *inputs,
                                  const sl_attention_options *options) {
   char text[SL_SHAPE_TEXT], other[SL_SHAPE_TEXT];
   const sl_tensor *q = inputs[0], *mask = inputs[3];
+  SL_TRY(check_heads(op, q, options));
+  const int64_t width = count_key_heads(options) * (q->shape[2] / options->heads);
   for (int i = 1; i < 3; i++) {
-    if (sl_tensor_same_shape(q, inputs[i])) continue;
-    return sl_fail(SL_ESHAPE, "%s: q %s and %s %s differ", op->name, sl_tensor_shape_text(q, text),
-                   i == 1 ? "k" : "v", sl_tensor_shape_text(inputs[i], other));
-  }
-  if (options->heads < 1 || q->shape[2] % options->heads != 0) {
-    return sl_fail(SL_ESHAPE, "%s: width %lld does not divide into %lld heads", op->name,
-                   (long long)q->shape[2], (long long)options->heads);
+    const sl_tensor *x = inputs[i];
+    if (x->shape[0] == q->shape[0] && x->shape[1] == q->shape[1] && x->shape[2] == width) continue;
+    return sl_fail(SL_ESHAPE, "%s: q %s and %s %s differ; expected [%lld x %lld x %lld]", op->name,
+                   sl_tensor_shape_text(q, text), i == 1 ? "k" : "v", sl_tensor_shape_text(x, other),
+                   (long long)q->shape[0], (long long)q->shape[1], (long long)width);
   }
   if (mask == NULL) return SL_OK;
   SL_TRY(sl_tensor_expect(mask, op->name, "mask", SL_U8, 2));
@@ -48,8 +61,9 @@ static int64_t workspace_size(const sl_attention_args *args, bool backward) {
   return sl_attention_workspace(args->tokens, workers, backward);
 }
 
-/* From prepared tensors and the node's numbers; shared by both directions. */
-static sl_attention_args describe(sl_tensor *const *qkvm, const int64_t *dims, float scale) {
+/* From prepared tensors and the node's dims (heads, causal, key heads, window) and numbers (scale, soft cap); shared by
+ * both directions. */
+static sl_attention_args describe(sl_tensor *const *qkvm, const int64_t *dims, const double *numbers) {
   const sl_tensor *q = qkvm[0], *k = qkvm[1], *v = qkvm[2], *mask = qkvm[3];
   return (sl_attention_args){ .q = sl_tensor_f32(q),
                               .k = sl_tensor_f32(k),
@@ -63,32 +77,33 @@ static sl_attention_args describe(sl_tensor *const *qkvm, const int64_t *dims, f
                               .tokens = q->shape[1],
                               .heads = dims[0],
                               .head_dim = q->shape[2] / dims[0],
-                              .scale = scale,
-                              .causal = dims[1] != 0 };
+                              .kv_heads = dims[2],
+                              .scale = (float)numbers[0],
+                              .causal = dims[1] != 0,
+                              .soft_cap = (float)numbers[1],
+                              .window = dims[3] };
 }
 
-/* saved: q, k, v as rows, mask, lse; the output itself is output_like. dims:
- * heads, causal. numbers: scale. */
+/* saved: q, k, v as rows, mask, lse; the output itself is output_like. */
 static sl_status attention_backward(const sl_node *node, sl_tensor *grad, sl_tensor **grads) {
   sl_device *device = sl_tensor_device(grad);
-  sl_attention_args forward = describe(node->saved, node->dims, (float)node->numbers[0]);
+  sl_attention_args forward = describe(node->saved, node->dims, node->numbers);
   forward.out = sl_tensor_f32(node->output_like);
   forward.lse = sl_tensor_f32(node->saved[4]);
   forward.workspace_size = workspace_size(&forward, true);
-  for (int i = 0; i < 3; i++)
-    SL_TRY(sl_tensor_create_like(grad, SL_F32, &grads[i])); /* the kernel makes all three */
+  for (int i = 0; i < 3; i++) /* the kernel makes all three */
+    SL_TRY(sl_tensor_create(device, SL_F32, 3, node->saved[i]->shape, &grads[i]));
   sl_tensor *workspace;
   SL_TRY(sl_tensor_create(device, SL_F32, 1, &forward.workspace_size, &workspace));
   forward.workspace = sl_tensor_f32(workspace);
-  int64_t ld = grad->shape[2];
   sl_attention_backward_args args = { .forward = forward,
                                       .dout = sl_tensor_f32(grad),
                                       .dq = sl_tensor_f32(grads[0]),
                                       .dk = sl_tensor_f32(grads[1]),
                                       .dv = sl_tensor_f32(grads[2]),
-                                      .ld_dq = ld,
-                                      .ld_dk = ld,
-                                      .ld_dv = ld };
+                                      .ld_dq = grad->shape[2],
+                                      .ld_dk = grads[1]->shape[2],
+                                      .ld_dv = grads[2]->shape[2] };
   sl_status status = SL_RUN(device, attention_backward, &args);
   sl_tensor_release(workspace);
   return status;
@@ -98,14 +113,17 @@ static sl_status attention(sl_op *op, sl_tensor *const *inputs, const sl_attenti
   sl_tensor *rows[4] = { NULL }, *lse = NULL, *workspace;
   SL_TRY(sl__inputs(op, 4, inputs));
   static const char *const names[] = { "q", "k", "v" };
-  for (int i = 0; i < 3; i++) SL_TRY(as_rows(op, inputs[i], names[i], &rows[i]));
+  for (int i = 0; i < 3; i++) SL_TRY(sl__rows(op, inputs[i], names[i], &rows[i]));
   SL_TRY(check_attention(op, inputs, options));
   if (inputs[3] != NULL) SL_TRY(sl__dense(op, inputs[3], "mask", SL_U8, 2, &rows[3]));
   const sl_tensor *q = rows[0];
   float scale = options->scale != 0 ? options->scale : 1.0f / sqrtf((float)(q->shape[2] / options->heads));
-  int64_t dims[] = { options->heads, options->causal };
+  /* A window of all tokens hides nothing; its width may be any number. */
+  const int64_t window = options->window >= q->shape[1] ? 0 : options->window;
+  int64_t dims[] = { options->heads, options->causal, count_key_heads(options), window };
+  double numbers[] = { (double)scale, (double)options->soft_cap };
   SL_TRY(sl__output(op, SL_F32, 3, q->shape));
-  sl_attention_args args = describe(rows, dims, scale);
+  sl_attention_args args = describe(rows, dims, numbers);
   args.out = sl_tensor_f32(*op->out);
   if (op->records) {
     SL_TRY(sl__scratch(op, SL_F32, 3, (int64_t[]){ args.batch, args.heads, args.tokens }, &lse));
@@ -125,8 +143,8 @@ static sl_status attention(sl_op *op, sl_tensor *const *inputs, const sl_attenti
                    .inputs = { inputs[0], inputs[1], inputs[2] },
                    .n_saved = 5,
                    .saved = { rows[0], rows[1], rows[2], rows[3], lse },
-                   .dims = { dims[0], dims[1] },
-                   .numbers = { (double)scale } };
+                   .dims = { dims[0], dims[1], dims[2], dims[3] },
+                   .numbers = { numbers[0], numbers[1] } };
   return sl__record(op, &node);
 }
 

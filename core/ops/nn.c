@@ -2,20 +2,6 @@
 #include "nn.h"
 #include "op.h"
 
-/* Rows and width of a tensor seen along its last dimension. */
-static int64_t count_rows(const sl_tensor *x) {
-  int64_t rows = 1;
-  for (int i = 0; i < x->rank - 1; i++) rows *= x->shape[i];
-  return rows;
-}
-
-static sl_status expect_rows(const sl_op *op, const sl_tensor *x) {
-  char text[SL_SHAPE_TEXT];
-  if (x->rank >= 1 && x->shape[x->rank - 1] > 0) return SL_OK;
-  return sl_fail(SL_ESHAPE, "%s: x is %s, expected rows of at least one entry", op->name,
-                 sl_tensor_shape_text(x, text));
-}
-
 /* -- Softmax -- */
 
 static sl_status softmax_backward(const sl_node *node, sl_tensor *grad, sl_tensor **grads) {
@@ -24,7 +10,7 @@ static sl_status softmax_backward(const sl_node *node, sl_tensor *grad, sl_tenso
   sl_softmax_backward_args args = { .y = sl_tensor_f32(y),
                                     .dy = sl_tensor_f32(grad),
                                     .dx = sl_tensor_f32(grads[0]),
-                                    .rows = count_rows(y),
+                                    .rows = sl__count_rows(y),
                                     .n = y->shape[y->rank - 1],
                                     .log = node->dims[0] != 0 };
   return SL_RUN(sl_tensor_device(grad), softmax_backward, &args);
@@ -34,11 +20,11 @@ static sl_status softmax(sl_op *op, const sl_tensor *x, bool log) {
   sl_tensor *dense, *inputs[] = { sl__mutable(x) };
   SL_TRY(sl__inputs(op, 1, inputs));
   SL_TRY(sl__dense(op, x, "x", SL_F32, -1, &dense));
-  SL_TRY(expect_rows(op, x));
+  SL_TRY(sl__expect_rows(op, x));
   SL_TRY(sl__output(op, SL_F32, x->rank, x->shape));
   sl_softmax_args args = { .x = sl_tensor_f32(dense),
                            .y = sl_tensor_f32(*op->out),
-                           .rows = count_rows(x),
+                           .rows = sl__count_rows(x),
                            .n = x->shape[x->rank - 1],
                            .log = log };
   SL_TRY(SL_RUN(op->device, softmax, &args));
@@ -64,7 +50,7 @@ static sl_status layer_norm_backward(const sl_node *node, sl_tensor *grad, sl_te
                                       .mean = sl_tensor_f32(node->saved[2]),
                                       .rstd = sl_tensor_f32(node->saved[3]),
                                       .dy = sl_tensor_f32(grad),
-                                      .rows = count_rows(s),
+                                      .rows = sl__count_rows(s),
                                       .n = weight->shape[0] };
   if (node->wants[2]) SL_TRY(sl_tensor_create_like(weight, SL_F32, &grads[2]));
   if (node->wants[3]) SL_TRY(sl_tensor_create_like(weight, SL_F32, &grads[3]));
@@ -84,7 +70,7 @@ static sl_status layer_norm_backward(const sl_node *node, sl_tensor *grad, sl_te
 static sl_status check_layer_norm(const sl_op *op, sl_tensor *const *inputs) {
   char text[SL_SHAPE_TEXT], other[SL_SHAPE_TEXT];
   const sl_tensor *x = inputs[0], *residual = inputs[1];
-  SL_TRY(expect_rows(op, x));
+  SL_TRY(sl__expect_rows(op, x));
   if (residual != NULL && !sl_tensor_same_shape(x, residual)) {
     return sl_fail(SL_ESHAPE, "%s: x %s and residual %s differ", op->name, sl_tensor_shape_text(x, text),
                    sl_tensor_shape_text(residual, other));
@@ -94,19 +80,6 @@ static sl_status check_layer_norm(const sl_op *op, sl_tensor *const *inputs) {
     return sl_fail(SL_ESHAPE, "%s: x %s needs %s of shape [%lld], not %s", op->name,
                    sl_tensor_shape_text(x, text), i == 2 ? "a weight" : "a bias",
                    (long long)x->shape[x->rank - 1], sl_tensor_shape_text(inputs[i], other));
-  }
-  return SL_OK;
-}
-
-/* Where x + residual goes: the caller's `sum`, or scratch when the backward
- * needs it; NULL when nobody does. */
-static sl_status place_sum(sl_op *op, const sl_tensor *x, bool needed, sl_tensor **sum, sl_tensor **out) {
-  *out = NULL;
-  if (sum != NULL) {
-    SL_TRY(sl_tensor_output(op->device, SL_F32, x->rank, x->shape, sum));
-    *out = *sum;
-  } else if (needed) {
-    SL_TRY(sl__scratch(op, SL_F32, x->rank, x->shape, out));
   }
   return SL_OK;
 }
@@ -121,8 +94,8 @@ static sl_status layer_norm(sl_op *op, sl_tensor *const *inputs, float eps, sl_t
   SL_TRY(sl__dense(op, inputs[2], "weight", SL_F32, 1, &weight));
   SL_TRY(sl__dense(op, inputs[3], "bias", SL_F32, 1, &bias));
   SL_TRY(sl__output(op, SL_F32, x->rank, x->shape));
-  SL_TRY(place_sum(op, x, op->records && residual != NULL, sum, &s));
-  int64_t rows = count_rows(x);
+  SL_TRY(sl__place(op, x, op->records && residual != NULL, sum, &s));
+  int64_t rows = sl__count_rows(x);
   if (op->records) {
     SL_TRY(sl__scratch(op, SL_F32, 1, &rows, &mean));
     SL_TRY(sl__scratch(op, SL_F32, 1, &rows, &rstd));
@@ -220,7 +193,7 @@ static sl_status cross_entropy(sl_op *op, const sl_tensor *logits, const sl_tens
   if (counted == 0)
     return sl_fail(SL_EINVAL, "%s: no target is >= 0, so there is no row to average over", op->name);
   SL_TRY(sl__output(op, SL_F32, 0, NULL));
-  SL_TRY(place_sum(op, ids, true, per_row, &losses));
+  SL_TRY(sl__place(op, ids, true, per_row, &losses));
   SL_TRY(sl__scratch(op, SL_F32, 1, &rows, &lse));
   sl_cross_entropy_args args = { .logits = sl_tensor_f32(dense),
                                  .targets = sl_tensor_data(ids),

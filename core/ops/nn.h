@@ -12,12 +12,15 @@ sl_status sl_softmax(const sl_tensor *x, bool log, sl_tensor **out);
 sl_status sl_layer_norm(const sl_tensor *x, const sl_tensor *residual, const sl_tensor *weight,
                         const sl_tensor *bias, float eps, sl_tensor **sum, sl_tensor **out);
 
-/* Exact multi-head attention. q, k, v [B, T, heads * head_dim] (views with a row stride are fine, so one fused QKV
- * product may be sliced); mask u8 [B, T], 0 = padding key, or NULL. */
+/* Exact multi-head attention. q [B, T, heads * head_dim], k and v [B, T, kv_heads * head_dim] (views with a row stride are
+ * fine, so one fused QKV product may be sliced); mask u8 [B, T], 0 = padding key, or NULL. */
 typedef struct {
   int64_t heads;
+  int64_t kv_heads;        /* divides heads: each key head serves heads / kv_heads neighbouring heads; 0 = heads */
   float scale;             /* 0 = 1/sqrt(head_dim) */
   bool causal;
+  float soft_cap;          /* scores s become soft_cap tanh(s / soft_cap); 0 = as they are */
+  int64_t window;          /* query i sees key j only if i - j < window; 0 = no limit */
   sl_tensor **pattern;     /* or NULL: receives the softmax weights [B, heads, T, T]; not recorded */
 } sl_attention_options;
 sl_status sl_attention(const sl_tensor *q, const sl_tensor *k, const sl_tensor *v, const sl_tensor *mask,

@@ -48,6 +48,17 @@ sl_status sl__output(sl_op *op, sl_dtype dtype, int rank, const int64_t *shape) 
   return SL_OK;
 }
 
+sl_status sl__place(sl_op *op, const sl_tensor *like, bool needed, sl_tensor **given, sl_tensor **out) {
+  *out = NULL;
+  if (given != NULL) {
+    SL_TRY(sl_tensor_output(op->device, SL_F32, like->rank, like->shape, given));
+    *out = *given;
+  } else if (needed) {
+    SL_TRY(sl__scratch(op, SL_F32, like->rank, like->shape, out));
+  }
+  return SL_OK;
+}
+
 sl_status sl__output_view(sl_op *op, sl_tensor *view) {
   if (*op->out == NULL) {
     *op->out = view;
@@ -72,6 +83,29 @@ sl_status sl__close(sl_op *op, sl_status status) {
     *op->out = NULL;
   }
   return status;
+}
+
+int64_t sl__count_rows(const sl_tensor *x) {
+  int64_t rows = 1;
+  for (int i = 0; i < x->rank - 1; i++) rows *= x->shape[i];
+  return rows;
+}
+
+sl_status sl__expect_rows(const sl_op *op, const sl_tensor *x) {
+  char text[SL_SHAPE_TEXT];
+  if (x->rank >= 1 && x->shape[x->rank - 1] > 0) return SL_OK;
+  return sl_fail(SL_ESHAPE, "%s: x is %s, expected rows of at least one entry", op->name,
+                 sl_tensor_shape_text(x, text));
+}
+
+sl_status sl__rows(sl_op *op, const sl_tensor *x, const char *argument, sl_tensor **out) {
+  SL_TRY(sl_tensor_expect(x, op->name, argument, SL_F32, 3));
+  bool rows = (x->shape[2] <= 1 || x->strides[2] == 1) &&
+              (x->shape[1] <= 1 || x->strides[1] >= x->shape[2]) &&
+              (x->shape[0] <= 1 || x->strides[0] == x->shape[1] * x->strides[1]);
+  if (!rows || x->shape[1] <= 1) return sl__dense(op, x, argument, SL_F32, 3, out);
+  *out = sl__mutable(x);
+  return SL_OK;
 }
 
 sl_status sl__dim(const char *op, const sl_tensor *x, int dim, int *out) {

@@ -41,6 +41,8 @@ sl_status sl__dense(sl_op *op, const sl_tensor *x, const char *argument, sl_dtyp
 sl_status sl__scratch(sl_op *op, sl_dtype dtype, int rank, const int64_t *shape, sl_tensor **out);
 /* Makes or checks *op->out. */
 sl_status sl__output(sl_op *op, sl_dtype dtype, int rank, const int64_t *shape);
+/* A work output beside *op->out: the caller's `given`, made or checked, or scratch if `needed`; else *out is NULL. */
+sl_status sl__place(sl_op *op, const sl_tensor *like, bool needed, sl_tensor **given, sl_tensor **out);
 /* The op ends in the view `view` (taken over, also on failure): *op->out
  * becomes it, or a copy where the caller gave one. */
 sl_status sl__output_view(sl_op *op, sl_tensor *view);
@@ -49,6 +51,13 @@ sl_status sl__output_view(sl_op *op, sl_tensor *view);
 sl_status sl__record(sl_op *op, sl_node *node);
 /* Releases temporaries; on failure also what was made. Returns status. */
 sl_status sl__close(sl_op *op, sl_status status);
+
+/* Rows of a tensor seen along its last dimension, and SL_ESHAPE unless they have entries. */
+int64_t sl__count_rows(const sl_tensor *x);
+sl_status sl__expect_rows(const sl_op *op, const sl_tensor *x);
+/* Accepts any row stride of a [batch, tokens, width] tensor as long as rows follow each other across the batch; copies
+ * what does not. */
+sl_status sl__rows(sl_op *op, const sl_tensor *x, const char *argument, sl_tensor **out);
 
 /* Negative dimensions count from the end. */
 sl_status sl__dim(const char *op, const sl_tensor *x, int dim, int *out);

@@ -87,6 +87,7 @@ void sl_lua_open_scope(lua_State *L);
 void sl_lua_open_tensor(lua_State *L);
 void sl_lua_open_create(lua_State *L);
 void sl_lua_open_ops(lua_State *L);
+void sl_lua_open_ops_transformer(lua_State *L);
 void sl_lua_open_tape(lua_State *L);
 void sl_lua_open_device(lua_State *L);
 void sl_lua_open_memory(lua_State *L);

@@ -9,6 +9,7 @@ int luaopen_saelua_core(lua_State *L) {
   sl_lua_open_tensor(L);
   sl_lua_open_create(L);
   sl_lua_open_ops(L);
+  sl_lua_open_ops_transformer(L);
   sl_lua_open_tape(L);
   sl_lua_open_device(L);
   sl_lua_open_memory(L);

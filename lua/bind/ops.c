@@ -47,6 +47,9 @@
 /*** 1 / (1 + e^-x).
  * @function sigmoid
  * @tparam Tensor x */
+/*** x / (1 + e^-x), also called swish.
+ * @function silu
+ * @tparam Tensor x */
 /*** x + p.
  * @function add_scalar
  * @tparam Tensor x
@@ -282,40 +285,6 @@ static int softmax(lua_State *L) {
   return 1;
 }
 
-/*** (x - mean) / sqrt(var + eps) * weight + bias over the last dimension.
- * @function layer_norm
- * @tparam Tensor x
- * @tparam Tensor weight
- * @tparam Tensor bias
- * @tparam[opt=1e-5] number eps
- * @treturn Tensor */
-static int layer_norm(lua_State *L) {
-  sl_tensor *x = sl_lua_check_tensor(L, 1), *w = sl_lua_check_tensor(L, 2), *b = sl_lua_check_tensor(L, 3);
-  SL_LUA_TRY(L, sl_layer_norm(x, NULL, w, b, (float)luaL_optnumber(L, 4, 1e-5), NULL, sl_lua_new_tensor(L)));
-  sl_lua_pressure(L);
-  return 1;
-}
-
-/*** Exact multi-head attention.
- * @function attention
- * @tparam Tensor q [B, T, heads * head_dim]
- * @tparam Tensor k
- * @tparam Tensor v
- * @tparam table options heads; mask (u8 [B, T], 0 = padding), scale (1/sqrt(head_dim)), causal (false)
- * @treturn Tensor [B, T, heads * head_dim] */
-static int attention(lua_State *L) {
-  static const char *const names[] = { "heads", "mask", "scale", "causal", NULL };
-  sl_tensor *q = sl_lua_check_tensor(L, 1), *k = sl_lua_check_tensor(L, 2), *v = sl_lua_check_tensor(L, 3);
-  sl_lua_check_options(L, 4, "attention", names);
-  sl_attention_options options = { .heads = sl_lua_option_integer(L, 4, "heads", 1),
-                                   .scale = (float)sl_lua_option_number(L, 4, "scale", 0),
-                                   .causal = sl_lua_option_boolean(L, 4, "causal", false) };
-  sl_tensor *mask = sl_lua_option_tensor(L, 4, "mask");
-  SL_LUA_TRY(L, sl_attention(q, k, v, mask, &options, sl_lua_new_tensor(L)));
-  sl_lua_pressure(L);
-  return 1;
-}
-
 /*** Rows of a table by id.
  * @function embedding
  * @tparam Tensor table [rows, D]
@@ -431,8 +400,8 @@ static int normalize_rows(lua_State *L) {
 /* -- Registration --------------------------------------------------------------------------------------------- */
 
 static const luaL_Reg functions[] = {
-  { "matmul", matmul }, { "linear", linear }, { "concat", concat }, { "layer_norm", layer_norm },
-  { "attention", attention }, { "embedding", embedding }, { "cross_entropy", cross_entropy },
+  { "matmul", matmul }, { "linear", linear }, { "concat", concat }, { "embedding", embedding },
+  { "cross_entropy", cross_entropy },
   { "mse_loss", mse_loss }, { "dropout", dropout }, { "topk", topk }, { "sparse_decode", sparse_decode },
   { "gather_rows", gather_rows }, { "normalize_rows_", normalize_rows }, { "argmax", argmax }, { NULL, NULL },
 };

@@ -34,15 +34,46 @@ static void cpu_free(sl_device *device, void *data, size_t bytes) {
   free(data);
 }
 
+/* Large blocks are filled and copied by all threads, each a run of its own. It is faster, and it decides where a fresh
+ * block lies on a machine with several memory nodes: a page goes to the node of the thread that first writes it, and the
+ * passes over weights and moments (sae_update, sae_backward) give each thread the same share of the rows. */
+static const size_t parallel_bytes = (size_t)8 << 20;
+enum { PIECES = 256 };           /* whole pages, divided among the threads in order */
+
+static size_t piece_start(size_t bytes, int piece) {
+  const size_t page = 4096;
+  return piece == PIECES ? bytes : bytes / PIECES / page * page * (size_t)piece;
+}
+
 static sl_status cpu_copy(sl_device *device, void *dst, const void *src, size_t bytes) {
   (void)device;
-  if (bytes > 0) memmove(dst, src, bytes);
+  char *to = dst;
+  const char *from = src;
+  bool apart = (uintptr_t)to >= (uintptr_t)from + bytes || (uintptr_t)from >= (uintptr_t)to + bytes;
+  if (bytes < parallel_bytes || !apart) {
+    if (bytes > 0) memmove(dst, src, bytes);
+    return SL_OK;
+  }
+#pragma omp parallel for schedule(static)
+  for (int piece = 0; piece < PIECES; piece++) {
+    size_t start = piece_start(bytes, piece);
+    memcpy(to + start, from + start, piece_start(bytes, piece + 1) - start);
+  }
   return SL_OK;
 }
 
 static sl_status cpu_fill(sl_device *device, void *dst, int byte, size_t bytes) {
   (void)device;
-  if (bytes > 0) memset(dst, byte, bytes);
+  char *to = dst;
+  if (bytes < parallel_bytes) {
+    if (bytes > 0) memset(dst, byte, bytes);
+    return SL_OK;
+  }
+#pragma omp parallel for schedule(static)
+  for (int piece = 0; piece < PIECES; piece++) {
+    size_t start = piece_start(bytes, piece);
+    memset(to + start, byte, piece_start(bytes, piece + 1) - start);
+  }
   return SL_OK;
 }
 

@@ -45,7 +45,7 @@ sl_status slk_cpu_sae_update(sl_device *device, const sl_sae_update_args *args) 
   {
     enum { STRETCH = 64 };       /* latents taken at a time */
     unsigned mode = flush_denormals();
-#pragma omp for schedule(static, 1)
+#pragma omp for schedule(static) /* a run of rows for each thread, as cpu_fill gave them out */
     for (int64_t first = 0; first < args->m; first += STRETCH)
       ops->update_range(&job, first, first + STRETCH < args->m ? first + STRETCH : args->m);
 #pragma omp single

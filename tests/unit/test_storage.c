@@ -161,10 +161,37 @@ static void test_failures(void **state) {
   sl_pool_trim();
 }
 
+/* Copies and fills that are shared out among the threads: every byte once, none beside. */
+static void test_large_copies(void **state) {
+  (void)state;
+  sl_device *cpu = sl_cpu_device();
+  const size_t sizes[] = { ((size_t)8 << 20) - 1, (size_t)8 << 20, ((size_t)9 << 20) + 12345 };
+  for (int i = 0; i < 3; i++) {
+    size_t bytes = sizes[i];
+    sl_storage *a, *b;
+    CHECK(sl_storage_create(cpu, bytes + 2, &a));
+    CHECK(sl_storage_create(cpu, bytes + 2, &b));
+    unsigned char *from = a->data, *to = b->data;
+    CHECK(cpu->table->fill(cpu, to, 7, bytes + 2));
+    for (size_t k = 0; k < bytes + 2; k++) from[k] = (unsigned char)(k % 251), assert_int_equal(to[k], 7);
+    CHECK(cpu->table->copy(cpu, to + 1, from + 1, bytes));
+    assert_true(to[0] == 7 && to[bytes + 1] == 7);
+    assert_memory_equal(to + 1, from + 1, bytes);
+    CHECK(cpu->table->copy(cpu, from, from + 2, bytes)); /* onto itself: as memmove */
+    assert_memory_equal(from + 1, to + 3, bytes - 3);
+    CHECK(cpu->table->fill(cpu, to + 1, 9, bytes));
+    assert_true(to[0] == 7 && to[bytes + 1] == 7);
+    for (size_t k = 1; k <= bytes; k++) assert_int_equal(to[k], 9);
+    sl_storage_release(a), sl_storage_release(b);
+  }
+  sl_pool_trim();
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_counting), cmocka_unit_test(test_pool_reuses), cmocka_unit_test(test_pool_limits),
     cmocka_unit_test(test_blocks_are_apart), cmocka_unit_test(test_borrowed), cmocka_unit_test(test_failures),
+    cmocka_unit_test(test_large_copies),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,7 +4,7 @@
 # After this file SAELUA_HAS_CUDA says what was decided, and saelua_cuda exists where it is true. The program gains no
 # shared library: cudart is linked statically and opens the driver when a device is first asked for, cuBLASLt is opened
 # at the first product.
-set(SAELUA_CUDA OFF CACHE STRING "Build the CUDA backend: AUTO, ON or OFF")
+set(SAELUA_CUDA AUTO CACHE STRING "Build the CUDA backend: AUTO, ON or OFF")
 set_property(CACHE SAELUA_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(SAELUA_HAS_CUDA FALSE)
 

@@ -25,7 +25,17 @@ if(NOT NVCC)
   return()
 endif()
 
-set(CMAKE_CUDA_COMPILER ${NVCC} CACHE FILEPATH "nvcc")
+# nvcc without a C++ compiler that it accepts is no toolkit either.
+include(CheckLanguage)
+set(ENV{CUDACXX} ${NVCC})
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  if(NOT SAELUA_CUDA STREQUAL "AUTO")
+    message(FATAL_ERROR "SAELUA_CUDA=ON, but ${NVCC} does not compile (it needs a C++ compiler that it supports)")
+  endif()
+  message(STATUS "CUDA: ${NVCC} does not compile here, this build is CPU only")
+  return()
+endif()
 # A100 and H100/H200 as machine code; what comes later compiles the PTX.
 set(CMAKE_CUDA_ARCHITECTURES "80-real;90-real;90-virtual" CACHE STRING "GPU architectures to build for")
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)

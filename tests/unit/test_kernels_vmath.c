@@ -55,11 +55,25 @@ static void test_gelu(void **state) {
   assert_true(slk_gelu_tanh(-1e30f) == 0 && slk_gelu_tanh(INFINITY) == INFINITY);
 }
 
+static void test_silu(void **state) {
+  (void)state;
+  double worst = 0;
+  for (float x = -80.0f; x < 80.0f; x += 0.00171f) {
+    double d = (double)x, s = 1 / (1 + exp(-d));
+    worst = fmax(worst, ulps(slk_silu(x), d * s));
+    check_close("silu slope", 0, (double)slk_silu_slope(x), s * (1 + d * (1 - s)), 5e-7);
+  }
+  assert_true(worst <= 4);
+  assert_true(slk_silu(INFINITY) == INFINITY && slk_silu(-INFINITY) == 0 && isnan(slk_silu(NAN)));
+  assert_true(slk_silu_slope(INFINITY) == 1 && slk_silu_slope(-INFINITY) == 0 && slk_silu(-1e30f) == 0);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_exp),
     cmocka_unit_test(test_tanh_and_sigmoid),
     cmocka_unit_test(test_gelu),
+    cmocka_unit_test(test_silu),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,11 +1,12 @@
 /* Peak memory of TopK training steps, and their time, for each way of saving memory; one way a process, because the peak
  * of a process never falls.
  *
- *   memory_bench [--tokens N] [--d D] [--latents M] [--k K] [--repeats R] [--clip C] [--rule adam|adam8bit] [--low-memory]
+ *   memory_bench [--tokens N] [--d D] [--latents M] [--k K] [--repeats R] [--clip C] [--rule adam|adam8bit]
+ *                [--low-memory] [--plain]
  *
  * Prints one line of JSON: step_ms (the best of R), peak_bytes (of the whole process, after R steps), and peak_ratio:
  * peak_bytes over the float32 weights and float32 Adam moments of this shape, 6 D M 4 bytes, whatever the rule. Ways are
- * compared by running the program once for each. */
+ * compared by running the program once for each. --plain: without the screening product, which keeps W_enc in bf16. */
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,7 +20,7 @@ typedef struct {
   int repeats;
   double clip;
   sl_sae_rule rule;
-  bool low_memory;
+  bool low_memory, plain;
 } options;
 
 static void check(sl_status status) {
@@ -32,6 +33,7 @@ static options parse(int argc, char **argv) {
   options o = { .tokens = 4096, .d = 768, .latents = 24576, .k = 32, .repeats = 3, .rule = SL_SAE_ADAM };
   for (int i = 1; i < argc; i++) {
     if (!strcmp(argv[i], "--low-memory")) o.low_memory = true;
+    else if (!strcmp(argv[i], "--plain")) o.plain = true;
     else if (i + 1 < argc && !strcmp(argv[i], "--tokens")) o.tokens = atoll(argv[++i]);
     else if (i + 1 < argc && !strcmp(argv[i], "--d")) o.d = atoll(argv[++i]);
     else if (i + 1 < argc && !strcmp(argv[i], "--latents")) o.latents = atoll(argv[++i]);
@@ -60,7 +62,9 @@ static sl_tensor *make_input(const options *o) {
 static double one_step(const options *o, sl_sae *sae, sl_sae_optim *optim, const sl_tensor *x) {
   double start = omp_get_wtime();
   sl_sae_loss *loss;
-  check(sl_sae_loss_create(sae, x, NULL, &loss));
+  sl_sae_loss_opts opts = sl_sae_loss_defaults();
+  opts.plain = o->plain;
+  check(sl_sae_loss_create(sae, x, &opts, &loss));
   if (o->low_memory) {
     check(sl_sae_step(loss, optim, 1e-4));
   } else {
@@ -91,9 +95,9 @@ int main(int argc, char **argv) {
   getrusage(RUSAGE_SELF, &usage);
   double peak = (double)usage.ru_maxrss * 1024, unit = 24.0 * (double)(o.d * o.latents);
   printf("{\"tokens\": %lld, \"d\": %lld, \"latents\": %lld, \"k\": %lld, \"threads\": %d, \"rule\": \"%s\", "
-         "\"low_memory\": %s, \"clip\": %g, \"step_ms\": %.1f, \"peak_bytes\": %.0f, \"peak_ratio\": %.4f}\n",
+         "\"low_memory\": %s, \"plain\": %s, \"clip\": %g, \"step_ms\": %.1f, \"peak_bytes\": %.0f, \"peak_ratio\": %.4f}\n",
          (long long)o.tokens, (long long)o.d, (long long)o.latents, (long long)o.k, omp_get_max_threads(),
-         o.rule == SL_SAE_ADAM ? "adam" : "adam8bit", o.low_memory ? "true" : "false", o.clip, best * 1e3, peak,
+         o.rule == SL_SAE_ADAM ? "adam" : "adam8bit", o.low_memory ? "true" : "false", o.plain ? "true" : "false", o.clip, best * 1e3, peak,
          peak / unit);
   return 0;
 }

@@ -8,7 +8,7 @@
 #include "lib.h"
 #include "sae_cuda.h"
 #include "sae_rows.h"
-#include "sae_select.h"
+#include "sae_select_kernel.h"
 
 /* -- Packing -- */
 

@@ -110,7 +110,7 @@ static size_t tile_bytes(const screen_run *run, const sae_cpu_ops *ops) {
 }
 
 static screen_run plan(const sl_sae_encode_topk_args *args, const sae_cpu_ops *ops) {
-  enum { BATCH_BYTES = 48 << 20, BATCH_TOKENS = 8192 };
+  enum { BATCH_BYTES = 24 << 20, BATCH_TOKENS = 8192 };
   screen_run run = { .job = { .args = args, .n_lists = args->dead ? 2 : 1 },
                      .plain = sae_cpu_plan(args, (encode_rule){ 0 }, ops), .threads = omp_get_max_threads() };
   run.job.lists[0] = (screen_survivors){ .k = args->k };
@@ -124,7 +124,8 @@ static screen_run plan(const sl_sae_encode_topk_args *args, const sae_cpu_ops *o
   /* A screened tile's panels are half as large, so the tile may be as wide at least. */
   run.job.tile_tokens = run.plain.tile_tokens;
   int64_t batch = slk_min(slk_min(BATCH_BYTES / row_bytes, BATCH_TOKENS), round_up(args->n, panel));
-  run.batch = slk_max(batch / run.job.tile_tokens, 1) * run.job.tile_tokens;
+  int64_t batches = slk_ceil_div(slk_max(args->n, 1), slk_max(batch, 1));
+  run.batch = round_up(slk_ceil_div(slk_max(args->n, 1), batches), run.job.tile_tokens); /* of about equal size */
   run.share = tile_bytes(&run, ops);
   return run;
 }

@@ -99,7 +99,7 @@ def dictionary_learning_step(x):
     # The median that its first update computes is no part of a step.
     trainer.ae.b_dec.data = x.mean(0)
     if COMPILE:
-        trainer.loss = torch.compile(trainer.loss)
+        trainer.ae.encode, trainer.ae.decode = torch.compile(trainer.ae.encode), torch.compile(trainer.ae.decode)
     count = iter(range(1, 10**6))
 
     def step(x):

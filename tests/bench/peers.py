@@ -83,11 +83,12 @@ def bench_dir():
     return os.path.dirname(found[-1])
 
 
-def has_screening(o):
-    """Does saelua get float32's result from a bf16 first pass here? A tiny step tells."""
-    command = [f"{o.programs}/sae_step_bench", "--dtype", "screened", "--tokens", "64", "--d", "64", "--latents", "512",
-               "--k", "8", "--repeats", "1", "--no-product"]
-    return o.device == "cpu" and subprocess.run(command, capture_output=True).returncode == 0
+def exact(o, k):
+    """saelua's precision for a float32 result: screened where this processor and shape gain from it."""
+    command = [f"{o.programs}/sae_step_bench", "--dtype", "screened", "--tokens", "64", "--d", o.d, "--latents", o.latents,
+               "--k", k, "--repeats", "1", "--no-product"]
+    done = subprocess.run([str(word) for word in command], capture_output=True)
+    return "screened" if done.returncode == 0 else "f32"
 
 
 def host_facts(o):
@@ -172,10 +173,10 @@ def settings_of(o, package, k):
     return known if k == o.k[0] or o.device != "cpu" else known[:1]
 
 
-def own_dtype(o, setting):
+def own_dtype(o, setting, k):
     if o.device != "cpu":
         return "bf16"
-    return "bf16" if setting.startswith("bf16") else o.exact
+    return "bf16" if setting.startswith("bf16") else o.exact[k]
 
 
 def measure_steps(o, results):
@@ -183,7 +184,7 @@ def measure_steps(o, results):
         servers = {}
         for package in o.packages:
             for setting in settings_of(o, package, k):
-                dtype = own_dtype(o, setting)
+                dtype = own_dtype(o, setting, k)
                 if dtype not in servers:
                     servers[dtype] = own_step(o, k, dtype)
                     facts = servers[dtype].ask("facts")
@@ -205,11 +206,12 @@ def measure_model(o, results):
 
 
 def measure_jobs(o, results):
+    k = o.k[0]
     setting, model = ("eager", "f32") if o.device == "cpu" else ("bf16", "bf16")
     for package in o.packages:
-        own = own_model(o, model, own_dtype(o, setting), o.k[0], o.job_layers)
-        label = {"part": "job", "package": package, "setting": setting, "k": o.k[0], "own": own_dtype(o, setting)}
-        compare(o, results, label, own, "job", lambda: worker(o, "job", package, setting, o.k[0]))
+        own = own_model(o, model, own_dtype(o, setting, k), k, o.job_layers)
+        label = {"part": "job", "package": package, "setting": setting, "k": k, "own": own_dtype(o, setting, k)}
+        compare(o, results, label, own, "job", lambda: worker(o, "job", package, setting, k))
         own.close()
 
 
@@ -306,7 +308,7 @@ def main():
     wanted = o.only or list(PACKAGES)
     o.packages = [name for name in wanted if importlib.util.find_spec(name)]
     o.missing = [PACKAGES[name] for name in wanted if name not in o.packages]
-    o.exact = "screened" if has_screening(o) else "f32"
+    o.exact = {k: exact(o, k) for k in o.k} if o.device == "cpu" else {}
     facts, found, results = host_facts(o), versions(), []
     with tempfile.TemporaryDirectory() as temporary:
         o.input = f"{temporary}/x.f32"
@@ -322,8 +324,10 @@ def main():
         with open(o.json, "w") as file:
             json.dump({"host": facts, "device": o.device, "threads": o.threads, "shape": [o.tokens, o.d, o.latents],
                        "versions": found, "missing": o.missing, "results": results, "ratios": ratios}, file, indent=1)
-    if any("error" in r for r in results):
-        raise SystemExit("a package failed: see the table")
+    measured = {(r["part"], r["package"]) for r in results if "speedup" in r}
+    failed = {(r["part"], r["package"]) for r in results if "error" in r} - measured
+    if failed:
+        raise SystemExit("no setting worked: " + ", ".join(f"{package} ({part})" for part, package in sorted(failed)))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,17 @@ typedef struct {
   int64_t rows, n;
   bool residual, sum, accumulate;
   float offset;
-  int shift; /* floats by which the matrices lie off alignment */
+  int shift; /* floats by which the matrices lie off alignment, and the weight alone if negative */
 } norm_case;
 
 static const norm_case norm_cases[] = {
-  { 1, 1, false, true, false, 0, 0 },     { 3, 17, true, true, true, 1, 0 },   { 9, 128, false, false, false, 0, 1 },
-  { 70, 200, true, true, true, 0, 0 },    { 130, 33, false, false, true, 1, 3 }, { 5, 600, true, false, false, 0, 0 },
-  { 6, 1024, false, true, false, 1, 0 },  { 3, 1025, true, true, true, 0, 0 }, { 3, 2048, true, true, false, 1, 0 },
-  { 2, 2048, false, false, false, 0, 2 }, { 2, 8200, true, false, true, 0, 0 }, { 0, 40, false, true, false, 0, 0 },
+  { 1, 1, false, true, false, 0, 0 }, { 3, 17, true, true, true, 1, 0 },
+  { 9, 128, false, false, false, 0, 1 }, { 70, 200, true, true, true, 0, 0 },
+  { 130, 33, false, false, true, 1, 3 }, { 5, 600, true, false, false, 0, 0 },
+  { 6, 1024, false, true, false, 1, 0 }, { 3, 1025, true, true, true, 0, 0 },
+  { 3, 2048, true, true, false, 1, 0 }, { 2, 2048, false, false, false, 0, 2 },
+  { 2, 2048, true, true, false, 0, -1 }, { 2, 8200, true, false, true, 0, 0 },
+  { 0, 40, false, true, false, 0, 0 },
 };
 
 typedef struct {
@@ -23,15 +26,16 @@ typedef struct {
 
 static norm_data make_norm(pair *p, const norm_case *c) {
   const int64_t all = c->rows * c->n;
-  const size_t bytes = (size_t)all * sizeof(float), shift = (size_t)c->shift * sizeof(float);
-  return (norm_data){ .x = pair_floats_shifted(p, all, 2, 1, c->shift),
-                      .residual = pair_floats_shifted(p, all, 2, 2, c->shift),
-                      .weight = pair_floats(p, c->n, 1, 3),
+  const int by = c->shift > 0 ? c->shift : 0;
+  const size_t bytes = (size_t)all * sizeof(float), shift = (size_t)by * sizeof(float);
+  return (norm_data){ .x = pair_floats_shifted(p, all, 2, 1, by),
+                      .residual = pair_floats_shifted(p, all, 2, 2, by),
+                      .weight = pair_floats_shifted(p, c->n, 1, 3, c->shift < 0),
                       .y = pair_block_shifted(p, bytes, shift),
-                      .sum = pair_floats_shifted(p, all, 2, 4, c->shift),
+                      .sum = pair_floats_shifted(p, all, 2, 4, by),
                       .rrms = pair_block(p, (size_t)c->rows * sizeof(float)),
-                      .dy = pair_floats_shifted(p, all, 1, 5, c->shift),
-                      .ds = pair_floats_shifted(p, all, 1, 6, c->shift),
+                      .dy = pair_floats_shifted(p, all, 1, 5, by),
+                      .ds = pair_floats_shifted(p, all, 1, 6, by),
                       .dweight = pair_floats(p, c->n, 1, 7) };
 }
 
@@ -136,20 +140,23 @@ static void test_rotary(void **state) {
 typedef struct {
   int64_t rows, n;
   bool halves;
-  int shift;
+  int off; /* which lie off alignment: 1 gate and up, 2 dy, 4 y, 8 their gradients, 16 one gradient */
 } gated_case;
 
 static const gated_case gated_cases[] = {
-  { 1, 1, true, 0 }, { 3, 17, true, 0 }, { 5, 64, true, 0 },  { 5, 64, false, 0 },
-  { 5, 64, true, 1 }, { 7, 6, true, 0 }, { 2, 516, false, 2 }, { 0, 8, true, 0 },
+  { 1, 1, true, 0 }, { 3, 17, true, 0 }, { 5, 64, true, 0 }, { 5, 64, false, 0 }, { 5, 64, true, 31 },
+  { 7, 6, true, 0 }, { 2, 516, false, 1 }, { 3, 64, true, 1 }, { 3, 64, false, 2 }, { 3, 64, true, 4 },
+  { 3, 64, true, 8 }, { 3, 64, true, 16 }, { 0, 8, true, 0 },
 };
 
 static void check_gated(int act, const gated_case *c) {
   pair p = pair_open();
   const int64_t n = c->n, all = c->rows * n, ld = c->halves ? 2 * n : n, apart = c->halves ? n : all;
-  block *x = pair_floats_shifted(&p, 2 * all, 6, 1, c->shift), *dy = pair_floats_shifted(&p, all, 1, 2, c->shift);
-  block *y = pair_floats_shifted(&p, all, 9, 3, c->shift), *dx = pair_floats_shifted(&p, 2 * all, 9, 4, c->shift);
-  block *lone = pair_floats_shifted(&p, 2 * all, 9, 5, c->shift);
+  block *x = pair_floats_shifted(&p, 2 * all, 6, 1, c->off & 1);
+  block *dy = pair_floats_shifted(&p, all, 1, 2, c->off >> 1 & 1);
+  block *y = pair_floats_shifted(&p, all, 9, 3, c->off >> 2 & 1);
+  block *dx = pair_floats_shifted(&p, 2 * all, 9, 4, c->off >> 3 & 1);
+  block *lone = pair_floats_shifted(&p, 2 * all, 9, 5, c->off >> 4 & 1);
   for (int side = 0; side < 2; side++) {
     const float *gate = AT(x, side), *up = gate + apart;
     float *dgate = AT(dx, side), *only = AT(lone, side);

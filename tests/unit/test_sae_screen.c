@@ -252,6 +252,33 @@ static void test_cancellation(void **unused) {
   rig_free(&r);
 }
 
+/* Rounding errors of one sign, so that the error comes near its bound: the best latent, number 150, looks worse than
+ * all others in bf16. */
+static void test_errors_that_add_up(void **unused) {
+  (void)unused;
+  enum { D = 128, HALF = 64, M = 200, BEST = 150 };
+  const float down = 1 + 0.9f * 0x1p-8f, up = 1 + 1.1f * 0x1p-8f; /* become 1 and 1 + 2^-7 */
+  for (int which = 0; which < 2; which++) {
+    sae_rig r = rig(40, D, M, 1, 0, 49);
+    memset(r.weights.b_dec, 0, D * 4);
+    memset(r.weights.b_enc, 0, M * 4);
+    for (int64_t t = 0; t < r.c.n; t++)
+      for (int64_t j = 0; j < D; j++) r.x[t * D + j] = which ? 1 : j < HALF ? down : up;
+    for (int64_t i = 0; i < M; i++) {
+      float *w = r.weights.w_enc + i * D;
+      for (int64_t j = 0; j < D; j++) {
+        if (i == BEST) w[j] = j >= HALF ? 0 : which ? down : 1;
+        else w[j] = j < HALF ? 0 : which ? (j == HALF ? 0.9f : up) : 1 - 0x1p-8f;
+      }
+    }
+    check(&r);
+    outcome screened = encode(&r, screen_of(&r));
+    assert_int_equal(screened.codes.ids[0], BEST);
+    discard(&screened);
+    rig_free(&r);
+  }
+}
+
 /* -- Overflow of the buffers -- */
 
 static void test_survivors_overflow(void **unused) {
@@ -357,6 +384,7 @@ int main(void) {
     cmocka_unit_test(test_all_equal),
     cmocka_unit_test(test_none_positive),
     cmocka_unit_test(test_cancellation),
+    cmocka_unit_test(test_errors_that_add_up),
     cmocka_unit_test(test_survivors_overflow),
     cmocka_unit_test(test_mixed_batch),
     cmocka_unit_test(test_nonfinite),

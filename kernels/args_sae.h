@@ -182,39 +182,6 @@ typedef struct {
 /* Untouched gradient rows become zeros, so that somebody may look at the matrices. */
 typedef struct { int64_t m, d_in, d_out; sl_sae_gradients gradients; } sl_sae_fill_gradients_args;
 
-/* y_i = x_i / (|x_i| + 1.19e-7); y may be x. */
-typedef struct { const float *x; float *y; int64_t m, d; } sl_sae_unit_rows_args;
-
-/* since[i] = 0 where latent i has an entry, else since[i] + tokens; counts[i] += its entries. */
-typedef struct {
-  int64_t m, tokens;
-  const int64_t *offsets;        /* [m + 1], of the index */
-  int64_t *since, *counts;       /* [m] */
-} sl_sae_note_fired_args;
-
-/* mask[i] = value[i] > bound (or < bound, with `below`); how many. */
-typedef struct {
-  int64_t m, bound;
-  bool below;
-  const int64_t *value;          /* [m] */
-  uint8_t *mask;                 /* [m] or NULL */
-  int64_t *count;                /* written; or NULL */
-} sl_sae_mask_args;
-
-/* center = mean, or geometric median (Weiszfeld from the mean, float64); total_variance = sum |x_t - mean|^2.
- */
-typedef struct {
-  int64_t n, d;
-  const float *x;                /* [n, d] */
-  bool median;
-  double tolerance;
-  int max_iterations; /* stops when the centre moves less than tolerance * its norm */
-  float *center;                 /* [d] or NULL */
-  double *total_variance;        /* written; or NULL */
-  int32_t *iterations;           /* written; or NULL */
-  void *workspace; size_t workspace_bytes; size_t *need;
-} sl_sae_center_args;
-
 #include "args_sae_update.h"
 
 #endif

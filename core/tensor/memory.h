@@ -26,6 +26,7 @@ typedef enum {
   SL_MEMORY_LABEL_COUNT
 } sl_memory_label;
 
+/* As above; a literal. */
 const char *sl_memory_label_name(sl_memory_label label);
 
 /* The label of storages made from now on; returns the one before, to be set again at the end of the scope. */

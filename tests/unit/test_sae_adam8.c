@@ -90,9 +90,24 @@ static void check_code(const float *map, double x, int chosen, bool never_zero, 
   if (!(excess <= 2e-6 * fabs(x))) fail_msg("%.9g got code %d, %d is nearer", x, chosen, best);
 }
 
-/* One matrix through one step, in float64 from the state before. `scale` is the clip. */
-static void check_matrix(const weights *before, const weights *after, int matrix, const float *old, const float *now,
-                         const float *g, const gradients *all, int64_t d, double scale, int step) {
+/* What a step did: the state on either side, its gradients, and by how much they were clipped. */
+typedef struct {
+  const weights *before, *after;
+  const gradients *all;
+  int64_t d;
+  double scale;
+  int step;
+} taken_step;
+
+/* One matrix (0: W_enc, 1: W_dec) through the step, in float64 from the state before. */
+static void check_matrix(const taken_step *s, int matrix) {
+  const weights *before = s->before, *after = s->after;
+  const gradients *all = s->all;
+  const float *old = matrix ? before->w_dec : before->w, *now = matrix ? after->w_dec : after->w;
+  const float *g = matrix ? all->w_dec : all->w_enc;
+  int64_t d = s->d;
+  double scale = s->scale;
+  int step = s->step;
   int64_t blocks = (d + 255) / 256;
   double c1 = 1 - pow(0.9f, step), c2 = sqrt(1 - pow(0.999f, step));
   for (int64_t i = 0; i < M; i++) {
@@ -141,9 +156,9 @@ static void check_steps(int64_t d, double clip) {
     args.clip_norm = clip;
     args.step = step;
     CHECK(sl_cpu_device()->kernels->sae_update(sl_cpu_device(), &args));
-    double scale = clip > 0 ? 0.5 : 1;
-    check_matrix(&before, &w, 0, before.w, w.w, given.w_enc, &given, d, scale, step);
-    check_matrix(&before, &w, 1, before.w_dec, w.w_dec, given.w_dec, &given, d, scale, step);
+    taken_step taken = { .before = &before, .after = &w, .all = &given, .d = d, .scale = clip > 0 ? 0.5 : 1, .step = step };
+    check_matrix(&taken, 0);
+    check_matrix(&taken, 1);
     for (int64_t i = 0; i < M; i++) assert_true(g.b_enc[i] == 0 && !g.touched[i]);
   }
 }

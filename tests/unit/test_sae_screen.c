@@ -252,8 +252,8 @@ static void test_cancellation(void **unused) {
   rig_free(&r);
 }
 
-/* Rounding errors of one sign, so that the error comes near its bound: the best latent, number 150, looks worse than
- * all others in bf16. */
+/* Rounding errors of one sign, so that the error comes near its bound: the best latent, number 150, looks worse in
+ * bf16 than five others. Few enough survive for the screen to decide. */
 static void test_errors_that_add_up(void **unused) {
   (void)unused;
   enum { D = 128, HALF = 64, M = 200, BEST = 150 };
@@ -268,7 +268,7 @@ static void test_errors_that_add_up(void **unused) {
       float *w = r.weights.w_enc + i * D;
       for (int64_t j = 0; j < D; j++) {
         if (i == BEST) w[j] = j >= HALF ? 0 : which ? down : 1;
-        else w[j] = j < HALF ? 0 : which ? (j == HALF ? 0.9f : up) : 1 - 0x1p-8f;
+        else w[j] = j < HALF || i % 40 != 0 ? 0 : which ? (j == HALF ? 0.9f : up) : 1 - 0x1p-8f;
       }
     }
     check(&r);

@@ -48,6 +48,14 @@ static span seen_in(const sl_attention_args *a, int64_t query, int64_t keys, spa
   return (span){ first - block.first, slk_max(first, slk_min(own.end, block.end)) - block.first };
 }
 
+/* A row without a largest score: nothing is seen (0), or what is seen is no number, and then the row is none. */
+static float fill_unranked(float *row, int64_t n) {
+  bool nan = false;
+  for (int64_t i = 0; i < n; i++) nan |= row[i] != row[i];
+  for (int64_t i = 0; i < n; i++) row[i] = nan ? NAN : 0;
+  return nan ? NAN : 0;
+}
+
 /* Scores that are seen -> exp(score - max), the others zero. Returns the sum, 0 where nothing is seen. */
 SLK_HOT static float weigh_row(float *row, const uint8_t *mask, span seen, int64_t keys, float *lse) {
   const int64_t n = seen.end - seen.first;
@@ -55,11 +63,11 @@ SLK_HOT static float weigh_row(float *row, const uint8_t *mask, span seen, int64
   if (mask != NULL) hide_keys(part, mask + seen.first, n);
   float best = slk_row_max(part, n), sum = 0;
   if (best == -INFINITY)
-    seen.end = seen.first;
+    sum = fill_unranked(part, n);
   else
     sum = slk_row_exp_sum(part, part, n, 1.0f, best);
   clear_outside(row, seen, keys);
-  *lse = sum > 0 ? best + logf(sum) : INFINITY; /* infinity: every weight of the row recomputes to 0 */
+  *lse = sum == 0 ? INFINITY : best + logf(sum); /* infinity: every weight of the row recomputes to 0 */
   return sum;
 }
 
@@ -119,7 +127,7 @@ static int forward_block(const sl_attention_args *a, int64_t pair, int64_t from,
     const span own = seen_in(a, from + i, present, seen);
     if (a->soft_cap > 0) cap_row(row + own.first, a->soft_cap, own.end - own.first);
     float sum = weigh_row(row, mask, own, keys, &lse);
-    inverse[i] = sum > 0 ? 1.0f / sum : 0.0f;
+    inverse[i] = sum == 0 ? 0.0f : 1.0f / sum; /* NaN stays NaN */
     if (a->lse != NULL) a->lse[pair * t + from + i] = lse;
     if (a->pattern != NULL) {
       float *pattern = a->pattern + (pair * t + from + i) * t;

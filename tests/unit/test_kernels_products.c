@@ -358,6 +358,22 @@ static void test_attention(void **state) {
   }
 }
 
+/* A query that is not a number answers with none; its neighbours do not notice. */
+static void test_attention_keeps_nan(void **state) {
+  (void)state;
+  const attention_case *c = &attention_cases[2];
+  attention_data a = make_attention(c);
+  CHECK(cpu()->kernels->attention(cpu(), &a.args));
+  float *before = malloc((size_t)a.d * sizeof *before);
+  memcpy(before, a.out, (size_t)a.d * sizeof *before);
+  a.q[(c->tokens - 1) * a.ld] = NAN; /* head 0 of the last query of batch 0 */
+  CHECK(cpu()->kernels->attention(cpu(), &a.args));
+  for (int64_t e = 0; e < c->head_dim; e++) assert_true(isnan(a.out[(c->tokens - 1) * a.d + e]));
+  assert_memory_equal(before, a.out, (size_t)a.d * sizeof *before);
+  free(before);
+  free_attention(&a);
+}
+
 static void test_attention_wants_workspace(void **state) {
   (void)state;
   attention_data a = make_attention(&attention_cases[2]);
@@ -403,6 +419,7 @@ int main(void) {
     cmocka_unit_test(test_gemm_bf16),
     cmocka_unit_test(test_gemm_refuses_accumulated_activation),
     cmocka_unit_test(test_attention),
+    cmocka_unit_test(test_attention_keeps_nan),
     cmocka_unit_test(test_attention_wants_workspace),
     cmocka_unit_test(test_same_bits_for_any_thread_count),
   };

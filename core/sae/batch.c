@@ -85,7 +85,8 @@ static sl_status widen(sl_sae *sae, const sl_sae_batch_request *request, int64_t
   if (status == SL_OK) status = sl_codes_create(sae->device, rows, sae->config.d_sae, rows * wider_room, &wider);
   if (status == SL_OK) {
     sl_sae_encode_request again = { .x = sl_tensor_f32(x), .rows = rows, .k = wider_room, .select = SL_SAE_TOPK,
-                                    .dtype = request->dtype, .plain = request->plain, .codes = wider, .nonfinite = sl_tensor_data(counted) };
+                                    .dtype = request->dtype, .plain = request->plain, .codes = wider,
+                                    .nonfinite = sl_tensor_data(counted) };
     status = sl__sae_encode_rows(sae, &again); /* tokens that are not finite have been counted before */
   }
   if (status == SL_OK) status = merge(request, room, wider);

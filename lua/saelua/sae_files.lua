@@ -196,8 +196,8 @@ local function parse_sparsify(config, tensors)
   if latents == 0 and type(factor) == "number" and type(config.d_in) == "number" then latents = config.d_in * factor end
   return {
     architecture = activation, d_in = config.d_in, d_sae = latents, k = value_of(config, "k", 32),
-    apply_b_dec_to_input = true, normalize_decoder = value_of(config, "normalize_decoder", true), W_enc = tensors["encoder.weight"],
-    b_enc = tensors["encoder.bias"], W_dec = tensors.W_dec, b_dec = tensors.b_dec,
+    apply_b_dec_to_input = true, normalize_decoder = value_of(config, "normalize_decoder", true),
+    W_enc = tensors["encoder.weight"], b_enc = tensors["encoder.bias"], W_dec = tensors.W_dec, b_dec = tensors.b_dec,
     names = { W_enc = "encoder.weight", b_enc = "encoder.bias" },
   }
 end

@@ -134,8 +134,8 @@ static sl_sae_optim *check_optim(lua_State *L) { return sl_lua_check_box(L, 1, S
  * Fields: grad_norm (of the last step), steps.
  * @function sl.sae_optim
  * @tparam Sae sae
- * @tparam[opt] table options rule ("adam", "adam8bit": moments in 8 bits, or "sgd"), beta1 (0.9), beta2 (0.999), eps (1e-8), weight_decay (0), clip_norm
- *   (0 = off)
+ * @tparam[opt] table options rule ("adam"; "adam8bit": Adam with moments in 8 bits; "sgd"), beta1 (0.9), beta2 (0.999), eps
+ *   (1e-8), weight_decay (0), clip_norm (0 = off)
  * @treturn SaeOptim */
 static int optim_new(lua_State *L) {
   static const char *const names[] = { "rule", "beta1", "beta2", "eps", "weight_decay", "clip_norm", NULL };

@@ -42,7 +42,7 @@ static void check_norm(const norm_case *c) {
   float *x = make_numbers(all, c->size, 1), *residual = make_numbers(all, c->size, 2), *w = make_numbers(n, 1, 3);
   float *dy = make_numbers(all, 1, 4), *y = make_numbers(all, 9, 5), *sum = make_numbers(all, 9, 6);
   float *rrms = make_numbers(rows, 9, 7), *ds = make_numbers(all, 9, 8), *dw = make_numbers(n, 9, 9);
-  double *want = calloc((size_t)n, sizeof *want);
+  double *want = calloc((size_t)(n > 0 ? n : 1), sizeof *want);
   for (int64_t i = 0; i < all; i++) ds[i] = 0.5f;
   for (int64_t i = 0; i < n; i++) dw[i] = 0.25f, want[i] = c->accumulate ? 0.25 : 0;
   sl_rms_norm_args args = { .x = x, .residual = c->residual ? residual : NULL, .weight = w, .y = y, .sum = sum,

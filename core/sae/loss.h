@@ -60,8 +60,9 @@ sl_status sl_sae_loss_read(sl_sae_loss *loss);
 sl_status sl_sae_loss_codes(const sl_sae_loss *loss, sl_codes **out);
 
 /* Adds grad_scale * d loss to the dictionary's gradients (1 / grad_acc_steps for an average) and counts what
- * fired; then only the numbers are left. Once for each loss (SL_ESTATE otherwise), and before the parameters change. A loss that is known not to be
- * finite is refused (SL_EINVAL); one that nobody has looked at makes gradients that the optimiser refuses. */
+ * fired; then only the numbers are left. Once for each loss (SL_ESTATE otherwise), and before the parameters change.
+ * A loss that is known not to be finite is refused (SL_EINVAL); one that nobody has looked at makes gradients that
+ * the optimiser refuses. */
 sl_status sl_sae_backward(sl_sae_loss *loss, double grad_scale);
 
 /* A copy of the gradient gathered so far, dense, before projection and clipping; zeros if there is none. */

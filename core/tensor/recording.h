@@ -15,11 +15,14 @@
 
 typedef struct sl_recording sl_recording;
 
+/* Whether the device records at all. */
 bool sl_recording_possible(const sl_device *device);
 
+/* From here on work launched on the device is recorded. The caller owns *out. */
 sl_status sl_recording_begin(sl_device *device, sl_recording **out);
 /* `body`: how the work between went. A failure is returned as it is; the recording is then good for release only. */
 sl_status sl_recording_end(sl_recording *recording, sl_status body);
+/* Runs what was recorded, in the device's order of work. SL_ESTATE for a recording that failed. */
 sl_status sl_recording_replay(sl_recording *recording);
 void sl_recording_release(sl_recording *recording); /* NULL is allowed */
 

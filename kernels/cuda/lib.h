@@ -16,9 +16,17 @@ bool slk_lib_gemm_fuses(const sl_gemm_args *args);
 /* Opens the library and finds every function that is used; SL_EUNSUPPORTED says what is missing. Needs no GPU. */
 extern "C" sl_status slk_lib_gemm_open(void);
 
-/* Stable sort of n (key, value) pairs by the low `bits` of the keys; *need with workspace NULL. */
-sl_status slk_lib_sort_pairs(sl_device *device, void *workspace, size_t *need, const uint32_t *keys_in,
-                             uint32_t *keys_out, const uint32_t *values_in, uint32_t *values_out, int64_t n, int bits);
+/* n (key, value) pairs, to be sorted by the low `bits` of the keys. */
+struct slk_sort {
+  const uint32_t *keys_in;
+  uint32_t *keys_out;
+  const uint32_t *values_in;
+  uint32_t *values_out;
+  int64_t n;
+  int bits;
+};
+/* Stable; *need with workspace NULL (then n and bits matter, the pointers do not). */
+sl_status slk_lib_sort_pairs(sl_device *device, void *workspace, size_t *need, const slk_sort &sort);
 /* Exclusive prefix sums of n counts into out[0 .. n - 1] (int64); *need with workspace NULL. in may be out. */
 sl_status slk_lib_exclusive_sum(sl_device *device, void *workspace, size_t *need, const int64_t *in, int64_t *out,
                                 int64_t n);

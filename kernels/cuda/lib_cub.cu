@@ -4,11 +4,11 @@
 
 #include "lib.h"
 
-sl_status slk_lib_sort_pairs(sl_device *device, void *workspace, size_t *need, const uint32_t *keys_in,
-                             uint32_t *keys_out, const uint32_t *values_in, uint32_t *values_out, int64_t n, int bits) {
+sl_status slk_lib_sort_pairs(sl_device *device, void *workspace, size_t *need, const slk_sort &sort) {
   return slk_cuda_check(device,
-                        cub::DeviceRadixSort::SortPairs(workspace, *need, keys_in, keys_out, values_in, values_out, n, 0,
-                                                        bits, slk_cuda_stream(device)),
+                        cub::DeviceRadixSort::SortPairs(workspace, *need, sort.keys_in, sort.keys_out, sort.values_in,
+                                                        sort.values_out, sort.n, 0, sort.bits,
+                                                        slk_cuda_stream(device)),
                         "sort_pairs");
 }
 

@@ -162,7 +162,7 @@ sl_status slk_cuda_sae_index_codes(sl_device *device, const sl_sae_index_codes_a
   int32_t *row_of = cutter.cut<int32_t>(most);
   size_t sort_bytes = 0;
   if (most > 0)
-    SL_TRY(slk_lib_sort_pairs(device, nullptr, &sort_bytes, nullptr, nullptr, nullptr, nullptr, most, bits));
+    SL_TRY(slk_lib_sort_pairs(device, nullptr, &sort_bytes, { nullptr, nullptr, nullptr, nullptr, most, bits }));
   char *sort_work = cutter.cut<char>(static_cast<int64_t>(sort_bytes));
   if (args->need != nullptr) {
     *args->need = cutter.used;
@@ -174,7 +174,8 @@ sl_status slk_cuda_sae_index_codes(sl_device *device, const sl_sae_index_codes_a
   if (most > 0) {
     LAUNCH((expand_kernel), warp_blocks(rows > 0 ? rows : 1), ROW_WARPS * SLK_WARP, 0, stream, args->codes, most, keys,
            places, row_of);
-    SL_TRY(slk_lib_sort_pairs(device, sort_work, &sort_bytes, keys, sorted_keys, places, sorted_places, most, bits));
+    SL_TRY(slk_lib_sort_pairs(device, sort_work, &sort_bytes,
+                              { keys, sorted_keys, places, sorted_places, most, bits }));
   }
   LAUNCH((gather_kernel), slk_grid(device, most > m ? most : m + 1, THREADS), THREADS, 0, stream, args->codes,
          args->index, sorted_keys, sorted_places, row_of);

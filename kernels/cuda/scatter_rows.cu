@@ -37,7 +37,7 @@ static sl_status plan_work(sl_device *device, const add_job *job, void *base, ad
   size_t at = 0, entries = static_cast<size_t>(job->entries), sort = 0;
   size_t chunks = (entries + CHUNK - 1) / CHUNK;
   char *start = static_cast<char *>(base);
-  SL_TRY(slk_lib_sort_pairs(device, NULL, &sort, NULL, NULL, NULL, NULL, job->entries, job->bits));
+  SL_TRY(slk_lib_sort_pairs(device, NULL, &sort, { NULL, NULL, NULL, NULL, job->entries, job->bits }));
   size_t order = cut(&at, entries * sizeof(uint32_t)), ids = cut(&at, entries * sizeof(uint32_t));
   size_t sorted = cut(&at, entries * sizeof(uint32_t));
   size_t partials = cut(&at, chunks * static_cast<size_t>(job->n) * sizeof(float)), scratch = cut(&at, sort);
@@ -126,8 +126,9 @@ static sl_status add_rows(sl_device *device, const add_job *job, void *workspace
   SL_TRY(plan_work(device, job, workspace, &work));
   LAUNCH(count_up, slk_grid(device, job->entries, BLOCK), BLOCK, 0, stream, work.order, job->entries);
   SL_TRY(slk_cuda_launched(device, "count_up"));
-  SL_TRY(slk_lib_sort_pairs(device, work.sort, &work.sort_bytes, reinterpret_cast<const uint32_t *>(job->ids),
-                            work.sorted_ids, work.order, work.sorted_entries, job->entries, job->bits));
+  SL_TRY(slk_lib_sort_pairs(device, work.sort, &work.sort_bytes,
+                            { reinterpret_cast<const uint32_t *>(job->ids), work.sorted_ids, work.order,
+                              work.sorted_entries, job->entries, job->bits }));
   int64_t chunks = slk_ceil_div<int64_t>(job->entries, CHUNK), tiles = slk_ceil_div<int64_t>(job->n, COLUMN_THREADS);
   LAUNCH(add_chunks, static_cast<unsigned>(chunks * tiles), COLUMN_THREADS, 0, stream, *job, work, tiles);
   LAUNCH(add_partials, slk_grid(device, chunks, 1), BLOCK, 0, stream, *job, work, chunks);

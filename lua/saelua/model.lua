@@ -61,7 +61,8 @@ local LOAD_OPTIONS = { device = "cpu", dtype = "f32", dialect = "tl3", tokenizer
 -- @tparam string name a folder in Hugging Face layout, a built-in model ("bert-mini"), or a hub name that is in the
 --   local Hugging Face cache
 -- @tparam[opt] table options `device` ("cpu"), `dtype` ("f32"; "bf16": matrices in bf16, sums and residual stream in
---   f32, no training; "tf32": f32, whose products a CUDA device may round, see sl.device.set_tf32), `dialect` of TransformerLens names ("tl3", or "tl2"), `tokenizer` (false: do without)
+--   f32, no training; "tf32": f32, whose products a CUDA device may round, see sl.device.set_tf32), `dialect` of
+--   TransformerLens names ("tl3", or "tl2"), `tokenizer` (false: do without)
 -- @treturn Model
 function M.load(name, options)
   if type(name) ~= "string" then error("model.load: a name or folder expected, got a " .. type(name), 2) end

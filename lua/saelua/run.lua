@@ -120,7 +120,8 @@ function M.start(cfg, options)
   local values = cfg:to_table()
   local self = setmetatable({
     options = values, recipe = o.recipe, total = o.steps, tokens_per_step = o.tokens_per_step, step = 0,
-    save_every = values.save_every or 1000, log_every = values.log_every or default_log_every(values.device), keep = values.keep_checkpoints or 3,
+    save_every = values.save_every or 1000, log_every = values.log_every or default_log_every(values.device),
+    keep = values.keep_checkpoints or 3,
     tracked = {}, curves = {}, warnings = {}, started = host.now(), started_at = os.date "%Y-%m-%d %H:%M:%S",
   }, Run)
   if values.resume and values.resume ~= json.null then
@@ -323,19 +324,6 @@ end
 -- a GPU reading one waits for it.
 -- @treturn boolean
 function Run:logs() return (self.step + 1) % self.log_every == 0 or self.step + 1 == self.total end
-
---- Stops the run when a loss is not finite. It never reaches the weights (a gradient that is not finite is refused by
--- the optimiser), so the last checkpoint is good.
--- @tparam number value
--- @tparam[opt=""] string name which SAE, when there are several
--- @tparam[opt="loss"] string what the value is
-function Run:check_finite(value, name, what)
-  if value == value and math.abs(value) ~= math.huge then return end
-  fail("the %s%s is %s at step %d: training stopped. %s Try a smaller --lr, or look for activations that are not "
-    .. "finite", what or "loss", name and " of " .. name or "", tostring(value), self.step,
-    self.saved_step and ("The checkpoint of step %d is good."):format(self.saved_step)
-      or "No checkpoint was saved yet.")
-end
 
 --- Records values after a step; each `loss` is checked as by check_finite.
 -- @tparam table values field -> number

@@ -78,6 +78,20 @@ function R:unit(unit)
   return unit
 end
 
+--- Stops the run when a loss is not finite. It never reaches the weights (a gradient that is not finite is refused by
+-- the optimiser), so the last checkpoint is good.
+-- @tparam number value
+-- @tparam[opt=""] string name which SAE, when there are several
+-- @tparam[opt="loss"] string what the value is
+-- @function Run:check_finite
+function R:check_finite(value, name, what)
+  if value == value and math.abs(value) ~= math.huge then return end
+  fail("the %s%s is %s at step %d: training stopped. %s Try a smaller --lr, or look for activations that are not "
+    .. "finite", what or "loss", name and " of " .. name or "", tostring(value), self.step,
+    self.saved_step and ("The checkpoint of step %d is good."):format(self.saved_step)
+      or "No checkpoint was saved yet.")
+end
+
 local LOSS_FIELDS = { "loss", "fvu", "explained_variance", "mse", "cosine", "l0", "auxk", "multi_topk" }
 
 --- Averages losses over the batches of one optimiser step, for the log. Where a BatchTopK selection was not exact (only

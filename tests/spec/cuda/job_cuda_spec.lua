@@ -52,7 +52,8 @@ describe("the CUDA backend under a recipe", function()
   end)
 
   it("runs in bf16 and tf32", function()
-    for name, options in pairs { bf16 = { "--dtype", "bf16", "--encode_dtype", "bf16" }, tf32 = { "--dtype", "tf32" } } do
+    local settings = { bf16 = { "--dtype", "bf16", "--encode_dtype", "bf16" }, tf32 = { "--dtype", "tf32" } }
+    for name, options in pairs(settings) do
       local run = job("cuda", name, unpack(options))
       assert.are.equal(0, run.status, run.err)
     end

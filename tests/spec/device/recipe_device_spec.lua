@@ -11,8 +11,8 @@ local tiny = require "tests.support.tiny"
 local dir, out
 
 local function job(device, name, ...)
-  local words = { "recipes/topk_bert.lua", "--model", tiny.folder(), "--dataset", dir .. "/text.txt", "--device", device,
-    "--run_name", name, "--save_dir", out, "--max_tokens", "1200", "--batch_size", "4", "--ctx_len", "16",
+  local words = { "recipes/topk_bert.lua", "--model", tiny.folder(), "--dataset", dir .. "/text.txt", "--device",
+    device, "--run_name", name, "--save_dir", out, "--max_tokens", "1200", "--batch_size", "4", "--ctx_len", "16",
     "--expansion_factor", "4", "--k", "4", "--log_every", "1", "--lr", "1e-3", ... }
   return program.run(words)
 end
@@ -113,7 +113,8 @@ print "frozen"
     local earlier
     for round = 1, 5 do
       local ids = sl.randint({ 3, 7 }, { seed = round, bound = near.vocab_size })
-      local mask = sl.tensor({ { 1, 1, 1, 1, 1, 1, 1 }, { 1, 1, 1, 1, round % 2, 0, 0 }, { 1, 1, 1, 0, 0, 0, 0 } }, { dtype = "u8" })
+      local mask = sl.tensor({ { 1, 1, 1, 1, 1, 1, 1 }, { 1, 1, 1, 1, round % 2, 0, 0 }, { 1, 1, 1, 0, 0, 0, 0 } },
+        { dtype = "u8" })
       local a = near:forward(ids, { mask = mask, capture = sites })
       local b = far:forward(ids, { mask = mask, capture = sites })
       for _, site in ipairs(sites) do
@@ -124,8 +125,8 @@ print "frozen"
     end
     assert.is_true(select(2, core.waits "cuda") >= 3)
     far:hook(sites[1], function(x) return x * 0 end) -- a hook goes the ordinary way
-    local out = far:forward(sl.randint({ 3, 7 }, { seed = 9, bound = 5 }), { capture = sites })
-    assert.are.equal(0, out.hidden[sites[1]]:to "cpu":square():sum():item())
+    local changed = far:forward(sl.randint({ 3, 7 }, { seed = 9, bound = 5 }), { capture = sites })
+    assert.are.equal(0, changed.hidden[sites[1]]:to "cpu":square():sum():item())
     assert.has_error(function() far:forward(sl.tensor({ { 1, 999999 } }, { dtype = "i32" }), { capture = sites }) end)
   end)
 

@@ -86,18 +86,19 @@ static bool asks(void *workspace, size_t *need, int64_t n) {
   return workspace == nullptr;
 }
 
-sl_status slk_lib_sort_pairs(sl_device *device, void *workspace, size_t *need, const uint32_t *keys_in,
-                             uint32_t *keys_out, const uint32_t *values_in, uint32_t *values_out, int64_t n, int bits) {
-  if (asks(workspace, need, n)) return SL_OK;
+sl_status slk_lib_sort_pairs(sl_device *device, void *workspace, size_t *need, const slk_sort &sort) {
+  const slk_sort s = sort;
+  if (asks(workspace, need, s.n)) return SL_OK;
   const size_t bytes = *need;
   return enqueue(device, "sort_pairs", [=]() {
-    const uint32_t mask = bits >= 32 ? 0xffffffffu : (1u << bits) - 1;
-    std::vector<uint32_t> order(static_cast<size_t>(n));
+    const uint32_t mask = s.bits >= 32 ? 0xffffffffu : (1u << s.bits) - 1;
+    std::vector<uint32_t> order(static_cast<size_t>(s.n));
     std::iota(order.begin(), order.end(), 0u);
     std::stable_sort(order.begin(), order.end(),
-                     [=](uint32_t a, uint32_t b) { return (keys_in[a] & mask) < (keys_in[b] & mask); });
+                     [=](uint32_t a, uint32_t b) { return (s.keys_in[a] & mask) < (s.keys_in[b] & mask); });
     memset(workspace, 0xcd, bytes);
-    for (size_t i = 0; i < order.size(); i++) keys_out[i] = keys_in[order[i]], values_out[i] = values_in[order[i]];
+    for (size_t i = 0; i < order.size(); i++)
+      s.keys_out[i] = s.keys_in[order[i]], s.values_out[i] = s.values_in[order[i]];
   });
 }
 

@@ -51,8 +51,9 @@ typedef struct {
   const void *w;                 /* [m, d], dtype */
   sl_dtype dtype;                /* f32, or bf16 (float32 sums) */
   /* f32 only. Where given, a product with w_screen finds the latents that can be among the k largest, and only
-   * their pre-activations are computed from w: same latents, same bits, same nonfinite as without. w_screen may
-   * be any bf16 matrix; the closer to w, the faster. */
+   * their pre-activations are computed from w: same latents, same values, same nonfinite as without; on the CPU to
+   * the bit, on CUDA up to the order of float32 sums (cuBLASLt's is its own), so that only near-ties within that
+   * rounding may fall otherwise. w_screen may be any bf16 matrix; the closer to w, the faster. */
   const uint16_t *w_screen;      /* [m, d] or NULL */
   const float *slabs;            /* of sae_pack; with w_screen */
   bool *wants_screen;            /* host; a query: whether w_screen would make this encode faster */

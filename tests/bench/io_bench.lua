@@ -1,8 +1,7 @@
--- What bench.lua and peers.py measure beside training, each in a process of its own:
+-- Text to ids through the library, for bench.lua and for peers.py, which takes turns with it (tokenizer_bench measures
+-- the tokenizer alone, with any vocabulary and text):
 --   saelua io_bench.lua text FILE BYTES      writes storyworld text, a document a line
 --   saelua io_bench.lua tokenize FILE        for each line of the input: seconds to tokenize that text on one core
---   saelua io_bench.lua save FOLDER LAYERS   writes a BERT-base-shaped model with that many layers
---   saelua io_bench.lua load FOLDER          loads it and reads every weight once; prints JSON with the peak memory
 local sl = require "saelua"
 local host = require "saelua.host"
 local storyworld = require "saelua.storyworld"
@@ -32,25 +31,6 @@ function commands.tokenize(path)
     io.write(("%.9f\n"):format(host.now() - start))
     io.flush()
   end
-end
-
-function commands.save(folder, layers)
-  local model = sl.model.new({ vocab_size = 30522, hidden_size = 768, num_hidden_layers = tonumber(layers),
-    num_attention_heads = 12, intermediate_size = 3072, max_position_embeddings = 512 }, { head = false })
-  assert(model:save(folder))
-end
-
-function commands.load(folder)
-  local before = host.rss()
-  local start = host.now()
-  local model = sl.model.load(folder, { tokenizer = false })
-  local load_s = host.now() - start
-  -- What lies in the file counts once it is touched.
-  for _, weight in ipairs(model:parameters()) do weight.tensor:max():free() end
-  local file = assert(io.open(folder .. "/model.safetensors"))
-  local bytes = file:seek "end"
-  file:close()
-  print(sl.json.encode { file_bytes = bytes, peak_bytes = host.peak_rss(), before_bytes = before, load_s = load_s })
 end
 
 local command = commands[arg[1]]

@@ -37,6 +37,7 @@ struct slk_cuda_state {
   void *scratch;                 /* SLK_SCRATCH_BYTES, made on first use: slk_cuda_scratch */
   void *staging;                 /* pinned host memory for small reads, SLK_READ_BYTES */
   slk_cuda_uploads uploads;
+  bool recording;                /* between record_begin and record_end */
   bool sync;                     /* SAELUA_CUDA_SYNC=1: wait after every kernel, so that errors name the right one */
   char words[160];               /* the driver's last error */
 };
@@ -60,10 +61,11 @@ sl_status slk_cuda_read_host(sl_device *device, void *host, const void *src, siz
 /* SLK_SCRATCH_BYTES of device memory for the use of one entry point: the next one may write it. */
 sl_status slk_cuda_scratch(sl_device *device, void **out);
 
-/* Lets `kernel` use `bytes` of dynamic shared memory (above 48 KiB it must be asked for). */
+/* Lets `kernel` use `bytes` of dynamic shared memory. Above 48 KiB a block must be granted them, and what it declares
+ * statically counts too, so the grant is asked for from 32 KiB on. */
 template <typename Kernel>
 static inline sl_status slk_cuda_allow_shared(sl_device *device, Kernel kernel, size_t bytes, const char *name) {
-  if (bytes <= 48u << 10) return SL_OK;
+  if (bytes <= 32u << 10) return SL_OK;
   return slk_cuda_check(device, cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
                                                      cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                      static_cast<int>(bytes)), name);

@@ -147,8 +147,16 @@ static sl_status next_slot(sl_device *device) {
   return SL_OK;
 }
 
+/* A recording would keep the copy out of the slot, and replays would find there whatever a later upload has left. */
+static sl_status refuse_while_recording(const sl_device *device, const char *what) {
+  if (!slk_cuda_get(device)->recording) return SL_OK;
+  return sl_fail(SL_EUNSUPPORTED, "%s on %s: the host's memory can be no part of a recording", what, device->name);
+}
+
 static sl_status cuda_copy_from_host(sl_device *device, void *dst, const void *host, size_t bytes) {
+  if (bytes == 0) return SL_OK;
   slk_cuda_enter(device);
+  SL_TRY(refuse_while_recording(device, "copy_from_host"));
   slk_cuda_state *state = slk_cuda_get(device);
   slk_cuda_uploads *ring = &state->uploads;
   for (size_t at = 0; at < bytes;) {
@@ -168,6 +176,7 @@ static sl_status cuda_copy_from_host(sl_device *device, void *dst, const void *h
 
 /* Small results pass through pinned memory: a copy into pageable memory costs the driver a staging buffer of its own. */
 static sl_status read_host(sl_device *device, void *host, const void *src, size_t bytes, const char *what) {
+  SL_TRY(refuse_while_recording(device, what));
   slk_cuda_state *state = slk_cuda_get(device);
   void *to = bytes <= SLK_READ_BYTES ? state->staging : host;
   SL_TRY(slk_cuda_check(device, cudaMemcpyAsync(to, src, bytes, cudaMemcpyDeviceToHost, state->stream), what));
@@ -198,12 +207,15 @@ static sl_status cuda_record_begin(sl_device *device) {
   slk_cuda_state *state = slk_cuda_get(device);
   slk_cuda_enter(device);
   if (state->sync) return sl_fail(SL_EUNSUPPORTED, "%s: nothing is recorded under SAELUA_CUDA_SYNC=1", device->name);
-  return slk_cuda_check(device, cudaStreamBeginCapture(state->stream, cudaStreamCaptureModeRelaxed), "record_begin");
+  SL_TRY(slk_cuda_check(device, cudaStreamBeginCapture(state->stream, cudaStreamCaptureModeRelaxed), "record_begin"));
+  state->recording = true;
+  return SL_OK;
 }
 
 static sl_status cuda_record_end(sl_device *device, void **recording) {
   *recording = NULL;
   slk_cuda_enter(device);
+  slk_cuda_get(device)->recording = false;
   cudaGraph_t graph = NULL;
   SL_TRY(slk_cuda_check(device, cudaStreamEndCapture(slk_cuda_stream(device), &graph), "record_end"));
   cudaGraphExec_t executable = NULL;

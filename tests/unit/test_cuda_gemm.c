@@ -173,6 +173,29 @@ static void test_uploads_keep_what_they_were_given(void **state) {
   pair_close(&p);
 }
 
+/* A replay would find in the upload's pinned memory whatever was put there last. */
+static void test_recordings_refuse_the_hosts_memory(void **state) {
+  (void)state;
+  pair p = pair_open();
+  sl_device *device = p.devices[PAIR_CUDA];
+  unsigned char host[8] = { 1, 2, 3, 4, 5, 6, 7, 8 }, back[8] = { 0 };
+  void *data, *recording;
+  CHECK(device->table->alloc(device, sizeof host, &data));
+  CHECK(device->table->record_begin(device));
+  CHECK(device->table->fill(device, data, 9, 4));
+  assert_int_equal(device->table->copy_from_host(device, data, host, sizeof host), SL_EUNSUPPORTED);
+  assert_non_null(strstr(sl_last_error(), device->name));
+  assert_int_equal(device->table->copy_to_host(device, back, data, sizeof back), SL_EUNSUPPORTED);
+  CHECK(device->table->record_end(device, &recording));
+  CHECK(device->table->copy_from_host(device, data, host, sizeof host));
+  CHECK(device->table->replay(device, recording));
+  CHECK(device->table->copy_to_host(device, back, data, sizeof back));
+  for (int i = 0; i < 8; i++) assert_int_equal(back[i], i < 4 ? 9 : host[i]);
+  device->table->free_recording(device, recording);
+  device->table->free(device, data, sizeof host);
+  pair_close(&p);
+}
+
 static void test_refusals_name_the_device(void **state) {
   (void)state;
   sl_device *device;
@@ -190,6 +213,7 @@ int main(void) {
     cmocka_unit_test(test_nan_passes),
     cmocka_unit_test(test_refuses_accumulated_activation),
     cmocka_unit_test(test_uploads_keep_what_they_were_given),
+    cmocka_unit_test(test_recordings_refuse_the_hosts_memory),
     cmocka_unit_test(test_refusals_name_the_device),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -59,6 +59,27 @@ describe("the CUDA backend under a recipe", function()
     end
   end)
 
+  -- Open attention uploads what it makes of the mask: no such pass may be recorded, or its replays would keep the mask.
+  it("captures scores under the mask of each pass", function()
+    local near, far = sl.model.load(tiny.folder()), sl.model.load(tiny.folder(), { device = "cuda" })
+    local ids, site = sl.randint({ 2, 5 }, { seed = 3, bound = near.vocab_size }), "layers.0.attn_scores"
+    for shown = 5, 1, -1 do
+      local row = {}
+      for i = 1, 5 do row[i] = i <= shown and 1 or 0 end
+      local mask = sl.tensor({ row, { 1, 1, 1, 1, 1 } }, { dtype = "u8" })
+      local scores = {}
+      for i, model in ipairs { near, far } do
+        local hidden = model:forward(ids, { mask = mask, capture = { site } }).hidden[site]
+        scores[i] = (hidden:to "cpu" * 1e-30):totable() -- the lowest float becomes a number to compare by
+      end
+      for h = 1, #scores[1][1] do
+        for i = 1, 5 do
+          assert.are.equal(scores[1][1][h][1][i] < -1, scores[2][1][h][1][i] < -1, shown .. " keys, key " .. i)
+        end
+      end
+    end
+  end)
+
   it("never waits in a training step", function()
     local model = sl.model.load(tiny.folder(), { device = "cuda" })
     local tokens = sl.data.tokens(dir .. "/text.txt", model.tokenizer, { ctx_len = 12 })

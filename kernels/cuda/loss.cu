@@ -30,7 +30,7 @@ static __global__ void cross_entropy_warp(sl_cross_entropy_args a) {
   }
 }
 
-static __global__ void cross_entropy_block(sl_cross_entropy_args a, bool fours) {
+static __global__ void __launch_bounds__(SLK_ROW_THREADS) cross_entropy_block(sl_cross_entropy_args a, bool fours) {
   __shared__ slk_exp_sum scratch[32];
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
     slk_exp_sum acc = slk_block_exp_sum(a.logits + row * a.n, a.n, fours, scratch);

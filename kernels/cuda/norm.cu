@@ -31,7 +31,7 @@ template <int COUNT> static __global__ void softmax_warp(sl_softmax_args a) {
   }
 }
 
-static __global__ void softmax_block(sl_softmax_args a, bool fours) {
+static __global__ void __launch_bounds__(SLK_ROW_THREADS) softmax_block(sl_softmax_args a, bool fours) {
   __shared__ slk_exp_sum scratch[32];
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
     const float *x = a.x + row * a.n;
@@ -99,7 +99,7 @@ template <int COUNT> static __global__ void softmax_backward_warp(sl_softmax_bac
   }
 }
 
-static __global__ void softmax_backward_block(sl_softmax_backward_args a) {
+static __global__ void __launch_bounds__(SLK_ROW_THREADS) softmax_backward_block(sl_softmax_backward_args a) {
   __shared__ double scratch[32];
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
     const float *y = a.y + row * a.n, *dy = a.dy + row * a.n;
@@ -178,7 +178,7 @@ template <int COUNT> static __global__ void layernorm_warp(sl_layernorm_args a) 
 }
 
 /* The sum is parked in y: each thread reads back what it wrote itself. */
-static __global__ void layernorm_block(sl_layernorm_args a) {
+static __global__ void __launch_bounds__(SLK_ROW_THREADS) layernorm_block(sl_layernorm_args a) {
   __shared__ float scratch[32];
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
     float *y = a.y + row * a.n, total = 0, squares = 0, rest = 0;
@@ -223,7 +223,7 @@ extern "C" sl_status slk_cuda_layernorm(sl_device *device, const sl_layernorm_ar
 /* -- Layer norm, backward -- */
 
 /* ds = rstd (g - mean(g) - h mean(g h)), g = dy weight, h = (s - mean) rstd. One block, of a warp or more, a row. */
-static __global__ void layernorm_backward_rows(sl_layernorm_backward_args a) {
+static __global__ void __launch_bounds__(SLK_ROW_THREADS) layernorm_backward_rows(sl_layernorm_backward_args a) {
   __shared__ float scratch[32];
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
     const float *s = a.s + row * a.n, *dy = a.dy + row * a.n, mean = a.mean[row], rstd = a.rstd[row];
@@ -279,6 +279,7 @@ static __global__ void layernorm_backward_join(sl_layernorm_backward_args a, int
     int64_t column = i < a.n ? i : i - a.n;
     double sum = 0;
     if (to == nullptr) continue;
+    SLK_UNROLL_BY(16) /* few threads, a long chain: what counts is how many loads are under way */
     for (int64_t p = 0; p < n_parts; p++) sum += parts[p * 2 * a.n + i];
     to[column] = static_cast<float>(sum) + (a.accumulate ? to[column] : 0.0f);
   }

@@ -118,6 +118,7 @@ template <typename CELL> static __global__ void join_parts(reduce_job job) {
     int64_t outer = i / job.inner, column = i % job.inner;
     const CELL *parts = static_cast<const CELL *>(job.parts) + outer * job.n_parts * job.inner + column;
     CELL cell = parts[0];
+    SLK_UNROLL_BY(16) /* few threads, a long chain: what counts is how many loads are under way */
     for (int64_t p = 1; p < job.n_parts; p++) cell.join(parts[p * job.inner]);
     finish(job, i, cell);
   }

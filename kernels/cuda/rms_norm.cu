@@ -33,7 +33,7 @@ template <int COUNT> static __global__ void rms_norm_warp(sl_rms_norm_args a) {
 
 /* Four neighbours at once where every row and the weight start on 16 bytes. The sum is parked in y: each thread reads
  * back what it wrote itself. */
-template <int WIDTH> static __global__ void rms_norm_block(sl_rms_norm_args a) {
+template <int WIDTH> static __global__ void __launch_bounds__(SLK_ROW_THREADS) rms_norm_block(sl_rms_norm_args a) {
   typedef slk_pack<float, WIDTH> pack;
   __shared__ float scratch[32];
   const pack *weight = reinterpret_cast<const pack *>(a.weight);
@@ -89,7 +89,7 @@ extern "C" sl_status slk_cuda_rms_norm(sl_device *device, const sl_rms_norm_args
 /* -- Backward -- */
 
 /* ds = r (g - h mean(g h)), g = dy (weight + offset), r = rrms, h = s r. One block, of a warp or more, a row. */
-static __global__ void rms_norm_backward_rows(sl_rms_norm_backward_args a) {
+static __global__ void __launch_bounds__(SLK_ROW_THREADS) rms_norm_backward_rows(sl_rms_norm_backward_args a) {
   __shared__ float scratch[32];
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
     const float *s = a.s + row * a.n, *dy = a.dy + row * a.n, rrms = a.rrms[row];
@@ -132,6 +132,7 @@ static __global__ void rms_norm_backward_parts(sl_rms_norm_backward_args a, int6
 static __global__ void rms_norm_backward_join(sl_rms_norm_backward_args a, int64_t n_parts, const double *parts) {
   SLK_LOOP(column, a.n) {
     double sum = 0;
+    SLK_UNROLL_BY(16) /* few threads, a long chain: what counts is how many loads are under way */
     for (int64_t p = 0; p < n_parts; p++) sum += parts[p * a.n + column];
     a.dweight[column] = static_cast<float>(sum) + (a.accumulate ? a.dweight[column] : 0.0f);
   }

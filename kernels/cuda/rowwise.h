@@ -10,6 +10,7 @@
 #include "pack.h"
 
 enum { SLK_WARP_ROW = 1024, SLK_WARP_ROWS = 4 }; /* longest row of a warp; rows of a block of warps */
+enum { SLK_ROW_THREADS = 1024 }; /* the largest block that has a row to itself: the launch bound of such kernels */
 
 /* The row of this warp and the next one's distance; blockDim = (32, SLK_WARP_ROWS). */
 static __device__ __forceinline__ int64_t slk_first_row() {
@@ -98,7 +99,7 @@ static __device__ __forceinline__ slk_exp_sum slk_block_exp_sum(const float *x, 
   } while (0)
 
 /* Threads of a block that has a row of n to itself. */
-static inline int slk_row_block(int64_t n) { return n >= 8192 ? 1024 : n >= 4096 ? 512 : 256; }
+static inline int slk_row_block(int64_t n) { return n >= 8192 ? int(SLK_ROW_THREADS) : n >= 4096 ? 512 : 256; }
 
 /* Every row of a matrix whose rows are n apart starts on a 16-byte border. */
 static inline bool slk_rows_aligned(int64_t n, const void *a, const void *b = nullptr, const void *c = nullptr,

@@ -8,7 +8,7 @@
 #include "kernels/dynamic_map.h"
 #include "sae_cuda.h"
 
-enum { THREADS = 256, SUM_THREADS = 1024 };
+enum { THREADS = 256, SUM_THREADS = 1024, MOST_THREADS = 512 };
 
 /* -- The whole gradient -- */
 
@@ -195,7 +195,7 @@ static __device__ __forceinline__ bool choose_row(const update_job &job, int64_t
 static __device__ __forceinline__ float unit_factor(float squares) { return 1 / (sqrtf(squares) + 1.19209290e-7f); }
 
 /* NV packs of four a thread; everything is under way before the first number is needed. */
-template <int NV> static __global__ void update_kernel(update_job job) {
+template <int NV> static __global__ void __launch_bounds__(MOST_THREADS) update_kernel(update_job job) {
   __shared__ float scratch[32], shared_clip;
   __shared__ bool shared_finite;
   if (threadIdx.x == 0) shared_finite = find_clip(job.a, &shared_clip);
@@ -407,7 +407,6 @@ static bool update_packs(const sl_sae_update_args *args) {
 }
 
 sl_status slk_cuda_sae_update(sl_device *device, const sl_sae_update_args *args) {
-  enum { MOST_THREADS = 512 };
   slk_cuda_enter(device);
   double correct1 = 1 - pow(static_cast<double>(args->beta1), static_cast<double>(args->step));
   double correct2 = 1 - pow(static_cast<double>(args->beta2), static_cast<double>(args->step));

@@ -9,7 +9,7 @@
 
 #include "pack.h"
 
-enum { BINS = 2048, SHORT_ROW = 256, SHARED_SORT = 2048, ITEMS = 4, LAST_SHIFT = 10 };
+enum { BINS = 2048, SHORT_ROW = 256, SHARED_SORT = 2048, ITEMS = 4, LAST_SHIFT = 10, MOST_THREADS = 1024 };
 
 /* Larger keys rank first. */
 static __device__ __forceinline__ uint32_t key_of(float x, bool absolute) {
@@ -182,7 +182,7 @@ static __device__ __forceinline__ void sort_entries(uint64_t *shared, float *val
   }
 }
 
-static __global__ void topk_kernel(sl_topk_rows_args a, bool fours) {
+static __global__ void __launch_bounds__(MOST_THREADS) topk_kernel(sl_topk_rows_args a, bool fours) {
   __shared__ select_memory memory;
   DYN_SHARED(uint64_t, entries);
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
@@ -211,7 +211,7 @@ static __global__ void topk_kernel(sl_topk_rows_args a, bool fours) {
 extern "C" sl_status slk_cuda_topk_rows(sl_device *device, const sl_topk_rows_args *args) {
   slk_cuda_enter(device);
   if (args->rows * args->k == 0) return SL_OK;
-  int block = args->n <= SHORT_ROW ? 128 : args->n <= 4096 ? 256 : args->n < 65536 ? 512 : 1024;
+  int block = args->n <= SHORT_ROW ? 128 : args->n <= 4096 ? 256 : args->n < 65536 ? 512 : int(MOST_THREADS);
   int64_t entries = args->n <= SHORT_ROW ? args->n : args->k <= SHARED_SORT ? args->k : 0;
   LAUNCH(topk_kernel, slk_grid(device, args->rows, 1), block, static_cast<size_t>(entries) * sizeof(uint64_t),
          slk_cuda_stream(device), *args, args->n % 4 == 0 && slk_packs(4, args->x) == 1);

@@ -24,9 +24,17 @@ static __device__ __forceinline__ void select_load(const select_job &job, const 
 static __device__ __forceinline__ unsigned select_masked(const select_job &job, const uint8_t *mask, int column) {
   unsigned bits = 0;
 #pragma unroll
-  for (int q = 0; q < SELECT_VALUES; q++) {
-    int at = column + q / 4 * (SELECT_SEGMENT / 2) + static_cast<int>(threadIdx.x) * 4 + q % 4;
-    if (at < job.width && mask[job.first + at] != 0) bits |= 1u << q;
+  for (int half = 0; half < 2; half++) { /* four bytes at once: eight loads a segment would outnumber those of the values */
+    int at = column + half * (SELECT_SEGMENT / 2) + static_cast<int>(threadIdx.x) * 4;
+    const uint8_t *from = mask + job.first + at;
+    if (at + 4 <= job.width && reinterpret_cast<uintptr_t>(from) % 4 == 0) {
+      slk_pack<uint8_t, 4> marks = *reinterpret_cast<const slk_pack<uint8_t, 4> *>(from);
+#pragma unroll
+      for (int i = 0; i < 4; i++) bits |= marks.at[i] != 0 ? 1u << (half * 4 + i) : 0u;
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < 4 && at + i < job.width; i++) bits |= from[i] != 0 ? 1u << (half * 4 + i) : 0u;
+    }
   }
   return bits;
 }

@@ -90,7 +90,9 @@ static void check_gemm(const gemm_case *c, sl_dtype dtype_ab, sl_dtype dtype_c, 
     PAIR_RUN(&p, side, gemm, &args);
   }
   p.devices[PAIR_CUDA]->tf32 = false;
-  double tolerance = tf32 ? 5e-3 : 1e-5;
+  /* In bf16 products the library's epilogue takes GELU by an approximate tanh (2^-11 of error). */
+  bool library_gelu = dtype_ab == SL_BF16 && c->activation == SL_ACT_GELU_TANH && c->bias && !c->pre;
+  double tolerance = tf32 ? 5e-3 : library_gelu ? 2e-3 : 1e-5;
   check_results(&p, "gemm", out, dtype_c, tolerance);
   check_results(&p, "pre-activation", pre, SL_F32, tolerance);
   pair_close(&p);

@@ -66,6 +66,10 @@ sl_status slk_cuda_scratch(sl_device *device, void **out);
 template <typename Kernel>
 static inline sl_status slk_cuda_allow_shared(sl_device *device, Kernel kernel, size_t bytes, const char *name) {
   if (bytes <= 32u << 10) return SL_OK;
+  if (bytes > slk_cuda_get(device)->shared_limit) {
+    return sl_fail(SL_EUNSUPPORTED, "%s on %s: %zu bytes of shared memory a block, this GPU has %zu", name, device->name,
+                   bytes, slk_cuda_get(device)->shared_limit);
+  }
   return slk_cuda_check(device, cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
                                                      cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                      static_cast<int>(bytes)), name);

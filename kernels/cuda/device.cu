@@ -297,7 +297,7 @@ static sl_status open_device(sl_device *device) {
   SL_TRY(read_attribute(device, cudaDevAttrComputeCapabilityMinor, &state->compute_minor));
   if (state->compute_major < 8) {
     return sl_fail(SL_EUNSUPPORTED,
-                   "%s: this GPU has compute capability %d.%d; the kernels need 8.0 or newer (A100, RTX 30 and later). "
+                   "%s: this GPU has compute capability %d.%d; the kernels need 8.0 or newer (A100, H100 and later). "
                    "Use --device cpu",
                    device->name, state->compute_major, state->compute_minor);
   }

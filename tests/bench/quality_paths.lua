@@ -28,7 +28,8 @@ assert(sl.fs.mkdir(work))
 
 local function train(name, options, seed)
   local command = ("%s recipes/topk_bert.lua --max_tokens %d --init_seeds %d --shuffle_seed %d --save_dir %s "
-    .. "--run_name %s %s >%s/%s.log 2>&1"):format(host.exe_path, cfg.max_tokens, seed, seed, work, name, options, work, name)
+    .. "--run_name %s %s >%s/%s.log 2>&1"):format(host.exe_path, cfg.max_tokens, seed, seed, work, name, options,
+    work, name)
   if not sl.fs.exists(sl.fs.join(work, name, "final")) and os.execute(command) ~= 0 then
     error(("failed: %s\nsee %s/%s.log"):format(command, work, name), 0)
   end

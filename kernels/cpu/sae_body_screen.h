@@ -212,88 +212,106 @@ __attribute__((target("avx512bf16"))) static void screen_tile(const screen_job *
 
 /* -- Rescoring -- */
 
-enum { GROUP = 8 };              /* tokens at a time */
+/* Up to LANES tokens of a latent. */
+typedef struct {
+  int32_t starts[LANES];         /* of the tokens' rows on the slab; what lanes beyond the last compute is dropped */
+  const float *w;
+  float *sums;
+  __mmask16 valid;
+} rescore_unit;
 
-/* Transposes 8 rows of 8 floats. */
-INLINE void transpose8(__m256 r[GROUP]) {
-  __m256 a[GROUP], b[GROUP];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    a[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-    a[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-  }
+/* Eight inputs of 16 tokens, lanes being tokens: 4 x 4 transposes in the quarters of a register, whose quarters
+ * are then exchanged. Blends where they do: they have twice as many units as shuffles. */
+INLINE void transpose8(const float *slab, const int32_t *starts, __m512 out[8]) {
+  __m512 quads[2][4];
 #pragma GCC unroll 2
-  for (int i = 0; i < 2; i++) {
-    b[4 * i] = _mm256_shuffle_ps(a[4 * i], a[4 * i + 2], 0x44);
-    b[4 * i + 1] = _mm256_shuffle_ps(a[4 * i], a[4 * i + 2], 0xee);
-    b[4 * i + 2] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0x44);
-    b[4 * i + 3] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0xee);
+  for (int h = 0; h < 2; h++) {
+    __m512 a[4];
+#pragma GCC unroll 4
+    for (int t = 0; t < 4; t++)
+      a[t] = _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(slab + starts[8 * h + t])),
+                                _mm256_loadu_ps(slab + starts[8 * h + t + 4]), 1);
+    __m512 low01 = _mm512_unpacklo_ps(a[0], a[1]), high01 = _mm512_unpackhi_ps(a[0], a[1]);
+    __m512 low23 = _mm512_unpacklo_ps(a[2], a[3]), high23 = _mm512_unpackhi_ps(a[2], a[3]);
+    __m512 low = _mm512_shuffle_ps(low01, low23, 0x4e), high = _mm512_shuffle_ps(high01, high23, 0x4e);
+    __asm__("" : "+v"(low), "+v"(high)); /* or the compiler makes shuffles of the blends */
+    quads[h][0] = _mm512_mask_blend_ps(0xcccc, low01, low);
+    quads[h][1] = _mm512_mask_blend_ps(0xcccc, low, low23);
+    quads[h][2] = _mm512_mask_blend_ps(0xcccc, high01, high);
+    quads[h][3] = _mm512_mask_blend_ps(0xcccc, high, high23);
   }
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    r[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
-    r[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+  for (int c = 0; c < 4; c++) {
+    out[c] = _mm512_shuffle_f32x4(quads[0][c], quads[1][c], 0x88);
+    out[c + 4] = _mm512_shuffle_f32x4(quads[0][c], quads[1][c], 0xdd);
   }
 }
 
-/* sums[t] = fma(x_t[j], w[j], sums[t]) for j in order, t < GROUP * n: the order of product_f32. */
-INLINE void rescore_groups(const float *const *rows, const float *w, int64_t width, __m256 *sums, const int n) {
-  for (int64_t j = 0; j < width; j += GROUP) {
-#pragma GCC unroll 2
-    for (int g = 0; g < n; g++) {
-      __m256 x[GROUP];
+/* sum[t] = fma(x_t[j], w[j], sum[t]) for eight j in order: the order of product_f32. */
+INLINE __m512 rescore_eight(const rescore_unit *unit, const float *slab, int64_t j, __m512 sum) {
+  __m512 x[8];
+  transpose8(slab + j, unit->starts, x);
 #pragma GCC unroll 8
-      for (int t = 0; t < GROUP; t++) x[t] = _mm256_loadu_ps(rows[g * GROUP + t] + j);
-      transpose8(x);
-#pragma GCC unroll 8
-      for (int t = 0; t < GROUP; t++) sums[g] = _mm256_fmadd_ps(x[t], _mm256_set1_ps(w[j + t]), sums[g]);
+  for (int q = 0; q < 8; q++) sum = _mm512_fmadd_ps(x[q], _mm512_set1_ps(unit->w[j + q]), sum);
+  return sum;
+}
+
+/* Every operation waits for the one before, so two units go together. */
+INLINE void rescore_pair(const rescore_unit *a, const rescore_unit *b, const float *slab, int64_t width) {
+  __m512 sum_a = _mm512_maskz_loadu_ps(a->valid, a->sums), sum_b = _mm512_maskz_loadu_ps(b->valid, b->sums);
+  for (int64_t j = 0; j < width; j += 8) {
+    __asm__ volatile("" ::: "memory"); /* 32 pointers in registers would push the sums out */
+    sum_a = rescore_eight(a, slab, j, sum_a);
+    sum_b = rescore_eight(b, slab, j, sum_b);
+  }
+  _mm512_mask_storeu_ps(a->sums, a->valid, sum_a);
+  _mm512_mask_storeu_ps(b->sums, b->valid, sum_b);
+}
+
+/* The latents first .. last - 1 on one slab, whose rows begin at `slab`. */
+INLINE void rescore_slab(const screen_job *job, const screen_survivors *list, int64_t first, int64_t last,
+                         const float *slab, int64_t column, const int64_t width) {
+  enum { AHEAD = 12 };
+  const float *w = job->args->w;
+  int64_t d = job->args->d;
+  float copies[2][SLAB_MAX];
+  rescore_unit units[2] = {0};
+  int n = 0, turn = 0;
+  for (int64_t i = first; i < last; i++) {
+    if (i + AHEAD < last) prefetch_row(w + (i + AHEAD) * d + column, (int)(width / LANES));
+    int64_t p = list->offsets[i], end = list->offsets[i + 1];
+    if (p == end) continue;
+    /* at most one unit waits, of the latent that came before: it keeps its copy */
+    const float *piece = row_piece(w + i * d + column, d - column, width, copies[turn]);
+    turn = 1 - turn;
+    for (; p < end; p += LANES) {
+      __m512i tokens = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i_u *)(list->tokens + p)));
+      _mm512_storeu_si512(units[n].starts, _mm512_mullo_epi32(tokens, _mm512_set1_epi32((int)width)));
+      units[n].w = piece;
+      units[n].sums = list->sums + p;
+      units[n].valid = (__mmask16)(end - p < LANES ? (1u << (end - p)) - 1 : 0xffff);
+      n = 1 - n;
+      if (n == 0) rescore_pair(&units[0], &units[1], slab, width);
     }
   }
-}
-
-/* One latent on one slab; entries begin .. end - 1. Sums wait for each other, so several groups go together. */
-INLINE void rescore_latent(const screen_survivors *list, const float *slab, int64_t width, const float *w,
-                           int64_t begin, int64_t end) {
-  enum { MOST = 2 };
-  for (int64_t p = begin; p < end;) {
-    const float *rows[MOST * GROUP];
-    __m256 sums[MOST];
-    int64_t left = end - p, many = (left + GROUP - 1) / GROUP;
-    if (many > MOST) many = MOST;
-    int64_t taken = left < many * GROUP ? left : many * GROUP;
-    for (int64_t t = 0; t < many * GROUP; t++)
-      rows[t] = slab + (int64_t)list->tokens[p + (t < taken ? t : 0)] * width;
-    uint32_t valid = (uint32_t)((1ull << taken) - 1);
-    for (int64_t g = 0; g < many; g++)
-      sums[g] = _mm256_maskz_loadu_ps((__mmask8)(valid >> g * GROUP), list->sums + p + g * GROUP);
-    if (many == 2) rescore_groups(rows, w, width, sums, 2);
-    else rescore_groups(rows, w, width, sums, 1);
-    for (int64_t g = 0; g < many; g++)
-      _mm256_mask_storeu_ps(list->sums + p + g * GROUP, (__mmask8)(valid >> g * GROUP), sums[g]);
-    p += taken;
-  }
+  if (n == 0) return;
+  units[1] = units[0];
+  units[1].valid = 0;
+  rescore_pair(&units[0], &units[1], slab, width);
 }
 
 /* Float32 pre-activations of the survivors of latents first .. last - 1, slab by slab. */
 static void rescore_range(const screen_job *job, const screen_survivors *list, int64_t first, int64_t last) {
-  enum { AHEAD = 12 };
   const sl_sae_encode_topk_args *args = job->args;
-  const float *w = args->w;
   int64_t d = args->d, width = slab_width(d);
-  float copy[SLAB_MAX];
   for (int64_t i = first; i < last; i++)
     for (int64_t p = list->offsets[i]; p < list->offsets[i + 1]; p++) list->sums[p] = args->bias ? args->bias[i] : 0;
-  for (int64_t slab = 0; slab < slab_count(d); slab++) {
-    int64_t column = slab * width;
-    const float *rows = args->slabs + (slab * args->n + job->first) * width;
-    for (int64_t i = first; i < last; i++) {
-      if (i + AHEAD < last) prefetch_row(w + (i + AHEAD) * d + column, (int)(width / LANES));
-      if (list->offsets[i] == list->offsets[i + 1]) continue;
-      const float *piece = row_piece(w + i * d + column, d - column, width, copy);
-      rescore_latent(list, rows, width, piece, list->offsets[i], list->offsets[i + 1]);
-    }
+  for (int64_t s = 0; s < slab_count(d); s++) {
+    const float *slab = args->slabs + (s * args->n + job->first) * width;
+    if (width == 48) rescore_slab(job, list, first, last, slab, s * width, 48);
+    else if (width == 32) rescore_slab(job, list, first, last, slab, s * width, 32);
+    else rescore_slab(job, list, first, last, slab, s * width, 16);
   }
-  for (int64_t p = list->offsets[first]; p < list->offsets[last]; p++) list->values[list->slots[p]] = list->sums[p];
 }
 
 /* The k largest positive survivors of a row of the batch. */
@@ -302,6 +320,11 @@ static void choose_row(const screen_job *job, const screen_survivors *list, cons
   float threshold = 0;
   token_lists lists = { .k = list->k, .capacity = list->room, .values = list->values + row * list->room,
                         .ids = list->ids + row * list->room, .threshold = &threshold, .count = list->count + row };
+  for (int32_t i = 0; i < *lists.count; i++) {
+    int32_t at;
+    memcpy(&at, &lists.values[i], sizeof at);
+    lists.values[i] = list->sums[at];
+  }
   *lists.count = keep_above(lists.values, lists.ids, *lists.count, 0, 0);
   finish_token(&lists, 0, codes, job->first + row);
 }

@@ -65,12 +65,14 @@ typedef struct {
   int64_t room;                  /* entries a token afterwards */
   const uint8_t *wanted;         /* [m]: latents that take part; NULL = all */
   int32_t *ids, *count;          /* [batch, room], [batch] */
-  float *values;                 /* [batch, room]: float32 pre-activations, once rescored */
-  int32_t *offsets, *tokens, *slots; /* by latent: [m + 1]; [entries]: token of the batch, place in ids */
-  float *sums;                   /* [entries] */
+  float *values;                 /* [batch, room]: the bits of where `sums` has their values; then these values */
+  int32_t *offsets;              /* by latent: [m + 1] */
+  uint16_t *tokens;              /* [entries], of the batch */
+  float *sums;                   /* [entries]: float32 pre-activations */
 } screen_survivors;
 
-enum { SCREEN_LISTS = 2 };       /* of all latents, of the dead ones */
+enum { SCREEN_LISTS = 2,         /* of all latents, of the dead ones */
+       SCREEN_PAD = 16 };        /* tokens behind the last entry, so that vectors may be read whole */
 typedef struct {
   const sl_sae_encode_topk_args *args;
   screen_panels panels;

@@ -110,7 +110,7 @@ static size_t tile_bytes(const screen_run *run, const sae_cpu_ops *ops) {
 }
 
 static screen_run plan(const sl_sae_encode_topk_args *args, const sae_cpu_ops *ops) {
-  enum { BATCH_BYTES = 24 << 20, BATCH_TOKENS = 8192 };
+  enum { BATCH_BYTES = 8 << 20, BATCH_TOKENS = 8192, ENTRY_BYTES = 14 }; /* of an entry: see lay_out */
   screen_run run = { .job = { .args = args, .n_lists = args->dead ? 2 : 1 },
                      .plain = sae_cpu_plan(args, (encode_rule){ 0 }, ops), .threads = omp_get_max_threads() };
   run.job.lists[0] = (screen_survivors){ .k = args->k };
@@ -118,7 +118,7 @@ static screen_run plan(const sl_sae_encode_topk_args *args, const sae_cpu_ops *o
   int64_t row_bytes = 0;
   for (int i = 0; i < run.job.n_lists; i++) {
     plan_list(&run.job.lists[i], args, ops);
-    row_bytes += run.job.lists[i].room * 20;
+    row_bytes += run.job.lists[i].room * ENTRY_BYTES;
   }
   int64_t panel = ops->panel_tokens;
   /* A screened tile's panels are half as large, so the tile may be as wide at least. */
@@ -145,8 +145,7 @@ static char *lay_out(screen_run *run, char *at, const sae_cpu_ops *ops) {
     list->ids = cut(&at, entries * 4);
     list->values = cut(&at, entries * 4);
     list->offsets = cut(&at, (m + 1) * 4);
-    list->tokens = cut(&at, entries * 4);
-    list->slots = cut(&at, entries * 4);
+    list->tokens = cut(&at, (entries + SCREEN_PAD) * sizeof *list->tokens);
     list->sums = cut(&at, entries * 4);
   }
   run->counts = cut(&at, (size_t)run->threads * m * 4);
@@ -225,13 +224,14 @@ static void index_survivors(screen_run *run, screen_survivors *list, int64_t row
         }
       }
       list->offsets[m] = at;
+      memset(list->tokens + at, 0, SCREEN_PAD * sizeof *list->tokens);
     }
     for (int64_t r = first; r < last; r++) {
       for (int64_t i = 0; i < list->count[r]; i++) {
         int64_t slot = r * list->room + i;
         int32_t at = mine[list->ids[slot]]++;
-        list->tokens[at] = (int32_t)r;
-        list->slots[at] = (int32_t)slot;
+        list->tokens[at] = (uint16_t)r;
+        memcpy(&list->values[slot], &at, sizeof at);
       }
     }
   }

@@ -36,13 +36,14 @@ static void start_slab(const decode_job *job, int64_t slab, float *out) {
 }
 
 INLINE void subtract_codes(const decode_job *job, int64_t slab, float *out, const int nv) {
-  enum { AHEAD = 12 };
+  enum { AHEAD = 12, NEXT = 12 };  /* latents, entries whose rows are asked for */
   const sl_sae_decode_residual_args *args = job->args;
   int64_t d = args->d, width = nv * LANES, column = slab * width;
   const int64_t *offsets = args->index.offsets;
   const int32_t *tokens = args->index.tokens;
   const float *values = args->index.values;
   float copy[SLAB_MAX];
+  int64_t last = offsets[args->m] - 1;
   for (int64_t i = 0; i < args->m; i++) {
     if (i + AHEAD < args->m) prefetch_row(args->w_dec + (i + AHEAD) * d + column, nv);
     if (offsets[i] == offsets[i + 1]) continue;
@@ -51,6 +52,7 @@ INLINE void subtract_codes(const decode_job *job, int64_t slab, float *out, cons
     for (int v = 0; v < nv; v++) w[v] = load(row + v * LANES);
     for (int64_t p = offsets[i]; p < offsets[i + 1]; p++) {
       float *e = out + tokens[p] * width;
+      prefetch_row(out + tokens[p + NEXT < last ? p + NEXT : last] * width, nv);
       for (int v = 0; v < nv; v++) store(e + v * LANES, load(e + v * LANES) - values[p] * w[v]);
     }
   }
@@ -156,13 +158,14 @@ typedef struct {
 } sweep;
 
 INLINE void sweep_slab(const sweep *s, const int nv, const bool with_dots) {
-  enum { AHEAD = 12 };
+  enum { AHEAD = 12, NEXT = 12 };
   const sl_codes_index *index = &s->args->index;
   int64_t width = nv * LANES, column = s->slab * width, valid = s->d - column < width ? s->d - column : width;
   const float *rows = s->rows + s->slab * s->args->n * width;
   bool stream = s->stream && valid == width;
   float copy[SLAB_MAX], total[SLAB_MAX];
   _Alignas(64) float parts[16][LANES] = {{0}};
+  int64_t last = index->offsets[s->last] - 1;
   int64_t flushed = index->offsets[s->first]; /* dots of entries before this are done */
   for (int64_t i = s->first; i < s->last; i++) {
     if (with_dots && i + AHEAD < s->last) prefetch_row(s->weights + (i + AHEAD) * s->d + column, nv);
@@ -176,6 +179,7 @@ INLINE void sweep_slab(const sweep *s, const int nv, const bool with_dots) {
     for (int v = 0; v < nv; v++) g[v] = (vf){0};
     for (int64_t p = begin; p < end; p++) {
       const float *r = rows + index->tokens[p] * width;
+      prefetch_row(rows + index->tokens[p + NEXT < last ? p + NEXT : last] * width, nv);
       vf dot = {0};
       for (int v = 0; v < nv; v++) {
         vf x = load(r + v * LANES);
